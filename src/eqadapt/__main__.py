@@ -1,0 +1,5 @@
+"""``python -m eqadapt``."""
+
+from eqadapt.cli import main
+
+raise SystemExit(main())
