@@ -1,0 +1,148 @@
+"""The registry of methods: each one is a scorer, a selection and its losses. No torch here.
+
+A method of a new paper is one ``register(Method(...))``; a package outside this one does the same
+from a module named in the environment variable ``EQADAPT_PLUGINS`` (comma-separated).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+
+from eqadapt.errors import UserError
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the comparison.
+
+    Attributes:
+        name: The key in configurations and files.
+        summary: One sentence for people.
+        paper: Key of the paper in ``config/published.yaml`` or a citation.
+        scorer: Who scores the poses: ``None`` (nobody), ``"image"`` (a network that looks at the
+            input, built from the study's ``scorer`` section) or ``"true_pose"`` (the oracle).
+        selection: How scores become weights: a name of ``eqadapt.symmetrize.SELECTIONS``.
+        prior: ``None``, ``"identity"`` (the paper's: cross-entropy to the identity on inputs as
+            they are) or ``"rotated"`` (on randomly turned inputs, the applied element as target).
+        rotates_input: Training inputs are turned by random elements of the group.
+        uses_group: Whether the method is trained for a group; else its runs carry ``C1``.
+        train_as: Evaluated with the checkpoint of this other method; None trains its own.
+        regimes: Where it makes sense: ``"joint"`` and/or ``"frozen"`` (backbone untouched).
+    """
+
+    name: str
+    summary: str
+    paper: str
+    scorer: str | None = None
+    selection: str = "uniform"
+    prior: str | None = None
+    rotates_input: bool = False
+    uses_group: bool = True
+    train_as: str | None = None
+    regimes: tuple[str, ...] = ("joint", "frozen")
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has a checkpoint of its own."""
+        return self.train_as is None
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> Method:
+    """Add a method; a second one of the same name is an error."""
+    if METHODS.get(method.name, method) != method:
+        raise UserError(f"two methods are named {method.name!r}", fix="rename one of them")
+    METHODS[method.name] = method
+    return method
+
+
+def load_plugins() -> None:
+    """Import the modules named in ``EQADAPT_PLUGINS``, which register methods of their own."""
+    for module in filter(None, os.environ.get("EQADAPT_PLUGINS", "").split(",")):
+        try:
+            importlib.import_module(module.strip())
+        except ImportError as error:
+            raise UserError(
+                f"cannot import plugin {module!r}: {error}", where="EQADAPT_PLUGINS"
+            ) from error
+
+
+def get_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        UserError: No such method; the message lists those there are.
+    """
+    if name not in METHODS:
+        load_plugins()
+    if name not in METHODS:
+        raise UserError(f"unknown method {name!r}", fix=f"one of: {', '.join(sorted(METHODS))}")
+    return METHODS[name]
+
+
+register(
+    Method(
+        name="vanilla",
+        summary="The backbone as it is: all weight on the identity.",
+        paper="mondal2023",
+        uses_group=False,
+    )
+)
+register(
+    Method(
+        name="rotation_augmentation",
+        summary="The backbone fine-tuned on randomly turned images; nothing is added to it.",
+        paper="mondal2023",
+        selection="identity",
+        rotates_input=True,
+        regimes=("joint",),
+    )
+)
+register(
+    Method(
+        name="lc",
+        summary="Learned canonicalization: an equivariant network picks the pose, trained by the "
+        "task alone through a straight-through choice.",
+        paper="kaba2023",
+        scorer="image",
+        selection="argmax",
+    )
+)
+register(
+    Method(
+        name="prlc",
+        summary="LC with the paper's prior: on upright training images the chosen pose should be "
+        "the identity.",
+        paper="mondal2023",
+        scorer="image",
+        selection="argmax",
+        prior="identity",
+    )
+)
+register(
+    Method(
+        name="prlc_rotated",
+        summary="LC with the prior on randomly turned training images: the chosen pose should be "
+        "the applied one.",
+        paper="this project",
+        scorer="image",
+        selection="argmax",
+        prior="rotated",
+    )
+)
+register(
+    Method(
+        name="oracle",
+        summary="The true pose is undone before vanilla's backbone: the ceiling, and the cost of "
+        "resampling alone.",
+        paper="this project",
+        scorer="true_pose",
+        selection="argmax",
+        uses_group=False,
+        train_as="vanilla",
+    )
+)
