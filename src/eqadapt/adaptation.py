@@ -1,0 +1,142 @@
+"""From a run's recipe to its model: backbone, scorer and selection put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eqadapt import checkpoint
+from eqadapt.backbones import (
+    Backbone,
+    build_network,
+    load_state,
+    load_weights_file,
+    normalisation,
+)
+from eqadapt.errors import UserError
+from eqadapt.groups import RotationAction, parse_group
+from eqadapt.methods import Method, get_method
+from eqadapt.scorers import build_scorer
+from eqadapt.symmetrize import Symmetrized
+from eqadapt.tasks.classification import check_sizes
+
+
+@dataclass(frozen=True)
+class ImageKind:
+    """What a model must know of its data.
+
+    Attributes:
+        channels: 1 or 3.
+        classes: Number of classes.
+    """
+
+    channels: int
+    classes: int
+
+
+class ImageScorer(nn.Module):
+    """A pose scorer that takes images in [0, 1]: it normalises them first.
+
+    Args:
+        network: Maps normalised images (B, C, H, H) to pose logits (B, K).
+        mean: Per-channel mean.
+        std: Per-channel standard deviation.
+    """
+
+    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", mean.clone(), persistent=False)
+        self.register_buffer("std", std.clone(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pose logits (B, K)."""
+        return self.network((x - self.mean) / self.std)
+
+    def export(self) -> ImageScorer:
+        """The same scores from plain convolutions, for inference."""
+        network = self.network.export() if hasattr(self.network, "export") else self.network
+        return ImageScorer(network, self.mean, self.std).eval()
+
+
+def build_action(recipe: Mapping[str, Any], group: str) -> RotationAction:
+    """The action of ``group`` with the recipe's interpolation, padding and mask."""
+    image = recipe["image"]
+    return RotationAction(
+        parse_group(group), image["interpolation"], image["padding"], image["mask"]
+    )
+
+
+def build_backbone(
+    recipe: Mapping[str, Any], kind: ImageKind, weights: Path | None = None
+) -> Backbone:
+    """The backbone of a recipe, with its weights.
+
+    Args:
+        recipe: A run's recipe: sections ``backbone`` and ``image``.
+        kind: Channels and classes of the data.
+        weights: Checkpoint of the pretraining rule, for ``weights: pretrain``.
+    """
+    section, image = recipe["backbone"], recipe["image"]
+    source = section["weights"]
+    network = build_network(
+        section["model"],
+        kind.classes,
+        kind.channels,
+        pretrained=source == "pretrained",
+        options=section["options"],
+    )
+    size = image["backbone_size"] or image["size"]
+    check_sizes(image["size"], size)
+    mean, std = normalisation(network, kind.channels, image["mean"], image["std"])
+    backbone = Backbone(network, size, mean, std)
+    if source == "file":
+        load_weights_file(network, section["file"], section["sha256"])
+    elif weights is not None:
+        tensors, _ = checkpoint.load(weights)
+        load_state(backbone, checkpoint.without_prefix("backbone", tensors), str(weights))
+    return backbone
+
+
+def build_model(
+    recipe: Mapping[str, Any], method: str | Method, group: str, kind: ImageKind, backbone: Backbone
+) -> Symmetrized:
+    """The adapted model of a method around a backbone.
+
+    Args:
+        recipe: A run's recipe: sections ``image`` and ``scorer``.
+        method: Its name or registry entry.
+        group: Name of the group, e.g. ``"C8"``.
+        kind: Channels and classes of the data.
+        backbone: The network to adapt.
+    """
+    method = get_method(method) if isinstance(method, str) else method
+    action = build_action(recipe, group)
+    scorer: nn.Module | None = None
+    if method.scorer == "image":
+        options = dict(recipe["scorer"])
+        name = options.pop("name")
+        network = build_scorer(name, action.group, kind.channels, **options)
+        scorer = ImageScorer(network, backbone.mean, backbone.std)
+    elif method.scorer not in (None, "true_pose"):
+        raise UserError(f"unknown scorer {method.scorer!r} of method {method.name!r}")
+    selection = "identity" if method.scorer == "true_pose" else method.selection
+    return Symmetrized(backbone, action, selection, scorer)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``, ``cpu`` or ``cuda`` to a device.
+
+    Raises:
+        UserError: A GPU is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("no GPU here", where="device", fix="device: auto or cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

@@ -1,0 +1,222 @@
+"""Backbones by name: timm's models, small ones built of timm's parts, and the CIFAR ResNets."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eqadapt.errors import UserError
+from eqadapt.files import sha256_file
+
+_CIFAR_DEPTHS = (20, 32, 44, 56)
+
+# Small models of timm's classes, for images of 16 to 64 pixels on few cores.
+_SMALL: dict[str, tuple[str, dict[str, Any]]] = {
+    "resnet_small": (
+        "resnet18",
+        {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 64), "small_stem": True},
+    ),
+    "vit_small": (
+        "vit_tiny_patch16_224",
+        {"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4},
+    ),
+}
+
+
+class Backbone(nn.Module):
+    """A classifier that takes images in [0, 1] at the size the group acts on.
+
+    It brings them to its own size, normalises them and runs the network. Where the acting size is
+    an odd multiple of the backbone's, the image is sampled at the centres of the old pixels, which
+    undoes an upsampling exactly; else it is resized with antialiasing.
+
+    Args:
+        network: A model with timm's ``forward_features`` and ``forward_head``.
+        size: Side of the images the network takes, in pixels.
+        mean: Per-channel mean subtracted from images in [0, 1].
+        std: Per-channel standard deviation divided by.
+    """
+
+    def __init__(
+        self, network: nn.Module, size: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.size = size
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, H) in [0, 1] to normalised images (B, C, size, size)."""
+        return (to_size(x, self.size) - self.mean) / self.std
+
+    def features(self, x: Tensor) -> Tensor:
+        """Penultimate features (B, D)."""
+        maps = self.network.forward_features(self.prepare(x))  # type: ignore[operator]
+        return self.network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Penultimate features (B, D) and logits (B, classes), in one pass."""
+        maps = self.network.forward_features(self.prepare(x))  # type: ignore[operator]
+        features = self.network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+        return features, self.network.forward_head(maps)  # type: ignore[operator]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, classes)."""
+        return self.network(self.prepare(x))
+
+
+def to_size(x: Tensor, size: int) -> Tensor:
+    """Square images brought to ``size`` pixels: sampled at pixel centres, or resized.
+
+    Args:
+        x: (B, C, H, H).
+        size: The side asked for.
+    """
+    factor, rest = divmod(x.shape[-1], size)
+    if rest == 0 and factor == 1:
+        return x
+    if rest == 0 and factor % 2 == 1:
+        return x[..., factor // 2 :: factor, factor // 2 :: factor]
+    return F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _timm_network(model: str, pretrained: bool, **options: Any) -> nn.Module:
+    import timm
+
+    small_stem = options.pop("small_stem", False)
+    try:
+        network = timm.create_model(model, pretrained=pretrained, **options)
+    except RuntimeError as error:
+        if "Unknown model" not in str(error):
+            raise
+        near = difflib.get_close_matches(model, timm.list_models(), 5)
+        raise UserError(
+            f"unknown backbone {model!r}",
+            fix=f"a name of timm, e.g. {', '.join(near) or 'resnet50'}; or one of ours: "
+            f"{', '.join(sorted(_SMALL))}, {', '.join(f'cifar_resnet{d}' for d in _CIFAR_DEPTHS)}",
+        ) from error
+    except OSError as error:  # no hub
+        raise UserError(
+            f"the pretrained weights of {model} cannot be had: {error}",
+            fix="check the network, or use weights: pretrain, scratch or file",
+        ) from error
+    if small_stem:  # the ImageNet stem would leave a small image four pixels wide
+        outputs = network.conv1.out_channels
+        network.conv1 = nn.Conv2d(options["in_chans"], outputs, 3, 2, 1, bias=False)
+        network.maxpool = nn.Identity()
+    return network
+
+
+def build_network(
+    model: str,
+    num_classes: int,
+    in_channels: int,
+    *,
+    pretrained: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """The bare network of that name.
+
+    Args:
+        model: ``resnet_small``, ``vit_small``, ``cifar_resnet{20,32,44,56}`` or a name of timm.
+        num_classes: Outputs of the (new) head.
+        in_channels: Image channels.
+        pretrained: Load timm's own pretrained weights (needs the network or timm's cache).
+        options: Further arguments of the model.
+
+    Raises:
+        UserError: Unknown name, or weights that cannot be had.
+    """
+    options = dict(options or {})
+    if model.startswith("cifar_resnet"):
+        depth = model.removeprefix("cifar_resnet")
+        if depth not in map(str, _CIFAR_DEPTHS) or pretrained:
+            raise UserError(
+                f"no {'pretrained ' if pretrained else ''}backbone {model!r}",
+                fix=f"cifar_resnet with depth {_CIFAR_DEPTHS}; its weights come by weights: file",
+            )
+        from eqadapt.cifar_resnet import CifarResNet
+
+        return CifarResNet(int(depth), num_classes, in_channels, **options)
+    base, preset = _SMALL.get(model, (model, {}))
+    if pretrained and model in _SMALL:
+        raise UserError(f"no pretrained weights for {model!r}", fix="weights: pretrain")
+    merged = {**preset, **options, "num_classes": num_classes, "in_chans": in_channels}
+    return _timm_network(base, pretrained, **merged)
+
+
+def normalisation(
+    network: nn.Module, in_channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation: as given, else the network's own, else 0.5 and 0.5."""
+    config = getattr(network, "pretrained_cfg", None) or {}
+    own_mean, own_std = config.get("mean"), config.get("std")
+    if own_mean is None or len(own_mean) != in_channels or not config.get("hf_hub_id"):
+        own_mean, own_std = [0.5] * in_channels, [0.5] * in_channels
+    return list(mean or own_mean), list(std or own_std)
+
+
+def load_weights_file(network: nn.Module, path: str | Path, sha256: str | None) -> None:
+    """Load a user's state dict (safetensors, or a torch file read without unpickling code).
+
+    Raises:
+        UserError: No file, another checksum, or another architecture or class count.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError("no such weights file", where=str(path), fix="give an existing file")
+    found = sha256_file(path)
+    if sha256 and not found.startswith(sha256):
+        raise UserError(
+            f"checksum of the weights file: expected {sha256}, found {found}", where=str(path)
+        )
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state: Any = load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    state = state.get("state_dict", state)
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    load_state(network, state, where=str(path))
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a state dict strictly, with a message that names the first differences.
+
+    Raises:
+        UserError: Keys or shapes differ.
+    """
+    own = module.state_dict()
+    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+    state = {**counters, **state}  # old checkpoints lack these, and nothing reads them
+    missing = sorted(own.keys() - state.keys())
+    unknown = sorted(state.keys() - own.keys())
+    shapes = [
+        f"{key}: {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own.keys() & state.keys()
+        if own[key].shape != state[key].shape
+    ]
+    if missing or unknown or shapes:
+        parts = []
+        for label, items in (("missing", missing), ("unknown", unknown), ("shape", shapes)):
+            if items:
+                parts.append(f"{label}: {', '.join(items[:3])}{' ...' if len(items) > 3 else ''}")
+        raise UserError(
+            f"the checkpoint is of another architecture or class count ({'; '.join(parts)})",
+            where=where,
+            fix="give the checkpoint of this backbone and data set",
+        )
+    module.load_state_dict(state)
+
+
+def count_parameters(module: nn.Module | None) -> int:
+    """Number of trainable and frozen parameters (buffers not counted)."""
+    return 0 if module is None else sum(parameter.numel() for parameter in module.parameters())

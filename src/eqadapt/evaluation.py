@@ -1,0 +1,260 @@
+"""Predictions over the orbit: every test image in every pose, one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from eqadapt.groups import RotationAction
+from eqadapt.methods import Method
+from eqadapt.symmetrize import Output, Symmetrized
+from eqadapt.tasks.classification import ImagePipeline
+
+
+class PassCounter:
+    """Counts the images that go through a backbone, by a hook: passes are measured, not claimed.
+
+    Args:
+        backbone: The module whose calls are counted.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        self.images = 0
+        self._handle = backbone.register_forward_pre_hook(self._count)
+
+    def _count(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.images += len(inputs[0])
+
+    def __enter__(self) -> PassCounter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+
+def batches(
+    images: Tensor, pipeline: ImagePipeline, action: RotationAction, batch_size: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Images at the acting size, masked where the action masks, batch by batch."""
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, start + batch_size)
+        yield rows, action.masked(pipeline.to_act_size(images[rows]))
+
+
+@torch.no_grad()
+def orbit_accuracy(
+    model: Symmetrized, images: Tensor, labels: Tensor, pipeline: ImagePipeline, batch_size: int
+) -> dict[str, float | int | None]:
+    """Accuracy upright and over the orbit of the model's own group, and the identity rate.
+
+    Args:
+        model: The model; left in training mode or not as it was.
+        images: (N, C, h, h) uint8.
+        labels: (N,) int64.
+        pipeline: Bytes to images.
+        batch_size: Images a batch.
+    """
+    if not len(images):
+        return {}
+    was_training = model.training
+    model.eval()
+    order = model.action.group.order
+    correct = torch.zeros(order, device=images.device)
+    identities = torch.zeros((), device=images.device)
+    for rows, x in batches(images, pipeline, model.action, batch_size):
+        for pose in range(order):
+            output = model(model.action.turn(x, pose))
+            correct[pose] += (output.logits.argmax(dim=1) == labels[rows]).sum()
+            if pose == 0 and output.chosen is not None:
+                identities += (output.chosen == 0).sum()
+    model.train(was_training)
+    accuracy = (correct / len(images)).tolist()
+    scored = model.scorer is not None
+    return {
+        "val_acc": accuracy[0],
+        "val_cn_avg": sum(accuracy) / order,
+        "val_identity_rate": float(identities) / len(images) if scored else None,
+    }
+
+
+@dataclass
+class OrbitPredictions:
+    """Columns of the predictions, image by image within pose by pose; all numpy, length N * P.
+
+    ``chosen`` is an element of ``chosen_group_order``'s group, -1 where a method chooses none.
+    """
+
+    index: np.ndarray
+    label: np.ndarray
+    pose: np.ndarray
+    angle: np.ndarray
+    prediction: np.ndarray
+    score: np.ndarray
+    chosen: np.ndarray
+    chosen_angle: np.ndarray
+    passes: float
+
+
+def _forward(
+    model: Symmetrized, method: Method, poses: RotationAction, x: Tensor, pose: int
+) -> tuple[Tensor, Tensor]:
+    """Images for the backbone and chosen poses, for a one-hot method."""
+    if method.scorer == "true_pose":
+        chosen = torch.full((len(x),), pose, device=x.device)
+        return poses.undo(x, chosen), chosen
+    return model.canonicalize(x)
+
+
+def _shared_logits(
+    backbone: Callable[[Tensor], Tensor], canonical: Tensor, seen: list[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Logits of canonical images, computed only for those not seen with the same bytes.
+
+    A turned copy of an image often has the very canonical form of another pose. Those are found by
+    comparing bytes, so that what is to be proven (invariance) is not assumed.
+    """
+    fresh = torch.ones(len(canonical), dtype=torch.bool, device=canonical.device)
+    logits: Tensor | None = None
+    for images, known in seen:
+        if logits is None:
+            logits = known.clone()
+        same = (canonical == images).flatten(1).all(dim=1) & fresh
+        logits[same] = known[same]
+        fresh &= ~same
+    if logits is None:
+        logits = backbone(canonical)
+    elif fresh.any():
+        logits[fresh] = backbone(canonical[fresh])
+    if fresh.any():
+        seen.append((canonical, logits))
+    return logits
+
+
+@torch.no_grad()
+def predict_orbit(
+    model: Symmetrized,
+    method: Method,
+    images: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    pipeline: ImagePipeline,
+    poses: RotationAction,
+    batch_size: int,
+) -> OrbitPredictions:
+    """Run a model on every image in every pose of ``poses``.
+
+    Args:
+        model: The trained model, on the device of ``images``.
+        method: Its registry entry.
+        images: (N, C, h, h) uint8 test images.
+        labels: (N,) int64.
+        index: (N,) int64 row in the source split.
+        pipeline: Bytes to images.
+        poses: The action of the pose group, whose elements turn the inputs.
+        batch_size: Images a batch.
+
+    Returns:
+        The columns of the predictions file; ``passes`` is the number of backbone passes an image
+        takes, counted on the first batch in the first pose.
+    """
+    model.eval()
+    group = poses.group if method.scorer == "true_pose" else model.action.group
+    chooses = method.scorer is not None and (method.scorer == "true_pose" or model.selection.one_hot)
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in _COLUMNS}
+    passes = 0.0
+    for rows, x in batches(images, pipeline, poses, batch_size):
+        if not passes:
+            with PassCounter(model.backbone) as counter:
+                _plain_forward(model, method, poses, x)
+            passes = counter.images / len(x)
+        seen: dict[float, list[tuple[Tensor, Tensor]]] = {}
+        for pose, angle in enumerate(poses.group.angles):
+            turned = poses.turn(x, pose)
+            if chooses:
+                canonical, chosen = _forward(model, method, poses, turned, pose)
+                logits = _shared_logits(model.backbone, canonical, seen.setdefault(angle % 90, []))
+            else:
+                logits, chosen = model(turned).logits, None
+            score, prediction = logits.float().softmax(dim=1).max(dim=1)
+            count = len(x)
+            columns["index"].append(index[rows].cpu().numpy().astype(np.int32))
+            columns["label"].append(labels[rows].cpu().numpy().astype(np.int16))
+            columns["pose"].append(np.full(count, pose, np.int16))
+            columns["angle"].append(np.full(count, angle, np.float32))
+            columns["prediction"].append(prediction.cpu().numpy().astype(np.int16))
+            columns["score"].append(score.cpu().numpy().astype(np.float32))
+            picks = np.full(count, -1) if chosen is None else chosen.cpu().numpy()
+            columns["chosen"].append(picks.astype(np.int16))
+            angles = np.where(picks < 0, np.nan, picks * (360.0 / group.order))
+            columns["chosen_angle"].append(angles.astype(np.float32))
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    return OrbitPredictions(**joined, passes=passes)
+
+
+_COLUMNS = ("index", "label", "pose", "angle", "prediction", "score", "chosen", "chosen_angle")
+
+
+def _plain_forward(
+    model: Symmetrized, method: Method, poses: RotationAction, x: Tensor
+) -> Output | Tensor:
+    if method.scorer == "true_pose":
+        return model.backbone(poses.undo(x, torch.zeros(len(x), dtype=torch.long, device=x.device)))
+    return model(x)
+
+
+@torch.no_grad()
+def gallery(
+    model: Symmetrized,
+    method: Method,
+    images: Tensor,
+    labels: Tensor,
+    pipeline: ImagePipeline,
+    poses: RotationAction,
+    shown_poses: list[int],
+    largest_side: int = 96,
+) -> dict[str, Tensor]:
+    """Inputs beside their canonical images, for looking at.
+
+    Args:
+        model: The trained model.
+        method: Its registry entry.
+        images: (N, C, h, h) uint8, the few images to show.
+        labels: (N,) int64.
+        pipeline: Bytes to images.
+        poses: The action of the pose group.
+        shown_poses: Elements of the pose group to show.
+        largest_side: Pictures are subsampled to at most this side.
+
+    Returns:
+        Tensors ``inputs`` and ``canonical`` (N, P, H, H, C) uint8, ``angles`` (P,),
+        ``chosen_angles`` (N, P), ``labels`` (N,), ``predictions`` (N, P).
+    """
+    model.eval()
+    x = poses.masked(pipeline.to_act_size(images))
+    order = poses.group.order if method.scorer == "true_pose" else model.action.group.order
+    inputs, canonicals, angles, predictions = [], [], [], []
+    for pose in shown_poses:
+        turned = poses.turn(x, pose)
+        canonical, chosen = _forward(model, method, poses, turned, pose)
+        inputs.append(_to_bytes(turned, largest_side))
+        canonicals.append(_to_bytes(canonical, largest_side))
+        angles.append(chosen.float() * (360.0 / order))
+        predictions.append(model.backbone(canonical).argmax(dim=1))
+    return {
+        "inputs": torch.stack(inputs, 1),
+        "canonical": torch.stack(canonicals, 1),
+        "angles": torch.tensor([poses.group.angles[pose] for pose in shown_poses]),
+        "chosen_angles": torch.stack(angles, 1),
+        "labels": labels,
+        "predictions": torch.stack(predictions, 1),
+    }
+
+
+def _to_bytes(x: Tensor, largest_side: int) -> Tensor:
+    step = -(-x.shape[-1] // largest_side)
+    x = x[..., ::step, ::step]
+    return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

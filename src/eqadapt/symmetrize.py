@@ -1,0 +1,225 @@
+"""The equation: a backbone made equivariant by weighing its outputs over the poses.
+
+    f(x) = sum over g of  w(g | x) * p(g^-1 . x)        with  w(hg | h.x) = w(g | x)
+
+A *selection* turns pose scores (B, K) into weights. One-hot selections need one pass of the
+backbone, on the canonical image; the others one pass a view with weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from eqadapt.errors import UserError
+from eqadapt.groups import RotationAction
+
+Scorer = Callable[[Tensor], Tensor]
+
+
+class Output(NamedTuple):
+    """What a symmetrized model returns.
+
+    Attributes:
+        logits: (B, C) outputs.
+        pose_logits: (B, K) scores, or None where nobody scores.
+        chosen: (B,) int64 element taken as the input's pose, or None where none is chosen.
+    """
+
+    logits: Tensor
+    pose_logits: Tensor | None = None
+    chosen: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How scores become weights.
+
+    Attributes:
+        name: Its key.
+        one_hot: All weight on the best pose: one pass of the backbone.
+        weights: Scores (B, K) to weights (B, K) that sum to 1; unused when ``one_hot``.
+        needs_scores: Whether it reads the scores at all.
+    """
+
+    name: str
+    one_hot: bool = False
+    weights: Callable[[Tensor], Tensor] | None = None
+    needs_scores: bool = True
+
+
+def _uniform(scores: Tensor) -> Tensor:
+    return torch.full_like(scores, 1.0 / scores.shape[1])
+
+
+def top_k_weights(scores: Tensor, k: int) -> Tensor:
+    """Softmax over the ``k`` best scores, zero elsewhere; (B, K) to (B, K).
+
+    Raises:
+        UserError: ``k`` is larger than the group.
+    """
+    if k > scores.shape[1]:
+        raise UserError(f"top-{k} of a group with {scores.shape[1]} elements", fix="a smaller k")
+    best = scores.topk(k, dim=1)
+    weights = torch.zeros_like(scores)
+    return weights.scatter(1, best.indices, best.values.softmax(dim=1))
+
+
+SELECTIONS = {
+    selection.name: selection
+    for selection in (
+        Selection("identity", one_hot=True, needs_scores=False),
+        Selection("argmax", one_hot=True),
+        Selection("uniform", weights=_uniform, needs_scores=False),
+        Selection("softmax", weights=lambda scores: scores.softmax(dim=1)),
+        Selection("top_2", weights=lambda scores: top_k_weights(scores, 2)),
+    )
+}
+
+
+def straight_through(views: Tensor, scores: Tensor) -> Tensor:
+    """The best view forward, the gradient of the softmax mixture of views backward.
+
+    The forward value is that view to the last bit. The gradient reaches the scores through the
+    mixture of transformed images, not through the angle, which carries no task signal.
+
+    Args:
+        views: (B, K, C, H, W).
+        scores: (B, K).
+
+    Returns:
+        (B, C, H, W).
+    """
+    best = scores.argmax(dim=1)
+    chosen = views[torch.arange(len(views), device=views.device), best]
+    soft = scores.softmax(dim=1)
+    surplus = (soft - soft.detach()).to(views.dtype)  # exactly zero, with the gradient of soft
+    return chosen + torch.einsum("bk,bkchw->bchw", surplus, views)
+
+
+def _first_smallest_turn(image: Tensor, turns: tuple[int, ...]) -> int:
+    """Index of the turned copy of ``image`` (C, H, H) that is first in lexicographic order."""
+    copies = torch.stack([torch.rot90(image, q, (-2, -1)).flatten() for q in turns])
+    alive = torch.arange(len(turns))
+    while len(alive) > 1:
+        differs = (copies[alive] != copies[alive[0]]).any(dim=0).nonzero()
+        if not len(differs):
+            break  # a symmetric image: the copies are the same
+        values = copies[alive, differs[0, 0]]
+        alive = alive[values == values.min()]
+    return int(alive[0])
+
+
+def choose(
+    scorer: Scorer, x: Tensor, scores: Tensor, action: RotationAction, margin: float = 1e-3
+) -> Tensor:
+    """The best pose of each image, the same to the last bit for every quarter turn of it.
+
+    Rounding makes the scores of a turned copy differ in the last digits, so near-ties could be
+    broken differently. Images whose two best scores are closer than ``margin`` (far above
+    rounding, rare) are therefore scored again in a pose fixed by their bytes alone: the first of
+    their quarter turns in lexicographic order.
+
+    Args:
+        scorer: The network whose scores these are.
+        x: (B, C, H, H) inputs.
+        scores: (B, K) its scores of ``x``.
+        action: The group action.
+        margin: Difference of scores under which an image counts as a near-tie.
+
+    Returns:
+        (B,) int64 elements.
+    """
+    best = scores.argmax(dim=1)
+    group = action.group
+    if group.order == 1 or len(group.exact_elements) == 1:
+        return best
+    top = scores.topk(2, dim=1).values
+    near_ties = ((top[:, 0] - top[:, 1]) < margin).nonzero().flatten().tolist()
+    turns = tuple(group.decompose(k)[0] for k in group.exact_elements)
+    for row in near_ties:
+        turn = _first_smallest_turn(x[row], turns)
+        anchored = torch.rot90(x[row : row + 1], turns[turn], (-2, -1)).contiguous()
+        pose = int(scorer(anchored).argmax(dim=1))
+        best[row] = group.compose(pose, group.inverse(group.exact_elements[turn]))
+    return best
+
+
+class Symmetrized(nn.Module):
+    """A backbone under the equation.
+
+    Args:
+        backbone: Maps images (B, C, H, H) to logits (B, classes).
+        action: The group action on images.
+        selection: Name in ``SELECTIONS``.
+        scorer: Maps images to pose scores (B, K); may be None where the selection needs none.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        action: RotationAction,
+        selection: str,
+        scorer: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if selection not in SELECTIONS:
+            raise UserError(
+                f"unknown selection {selection!r}", fix=f"one of: {', '.join(SELECTIONS)}"
+            )
+        self.selection = SELECTIONS[selection]
+        if self.selection.needs_scores and scorer is None:
+            raise UserError(f"selection {selection!r} needs a scorer")
+        self.backbone = backbone
+        self.scorer = scorer
+        self.action = action
+
+    def forward(self, x: Tensor) -> Output:
+        """Logits for images (B, C, H, H) at the size the group acts on."""
+        scores = self.scorer(x) if self.scorer is not None else None
+        return self.combine(x, scores)
+
+    def combine(self, x: Tensor, scores: Tensor | None) -> Output:
+        """The model's output where the pose scores of ``x`` are known already."""
+        if not self.selection.one_hot:
+            return self._weigh(x, scores)
+        if self.selection.name == "identity" or scores is None:
+            return Output(self.backbone(x), scores)
+        if self.training and scores.requires_grad:
+            canonical = straight_through(self.action.orbit(x), scores)
+            return Output(self.backbone(canonical), scores, scores.argmax(dim=1))
+        chosen = self.pick(x, scores)
+        return Output(self.backbone(self.action.undo(x, chosen)), scores, chosen)
+
+    def pick(self, x: Tensor, scores: Tensor) -> Tensor:
+        """The chosen pose of each image (B,), stable under quarter turns in evaluation."""
+        if self.training or self.scorer is None:
+            return scores.argmax(dim=1)
+        return choose(self.scorer, x, scores, self.action)
+
+    def canonicalize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Canonical images (B, C, H, H) and the chosen poses (B,); without gradients."""
+        with torch.no_grad():
+            if self.scorer is None:
+                chosen = torch.zeros(len(x), dtype=torch.long, device=x.device)
+            else:
+                chosen = self.pick(x, self.scorer(x))
+            return self.action.undo(x, chosen), chosen
+
+    def _weigh(self, x: Tensor, scores: Tensor | None) -> Output:
+        order = self.action.group.order
+        if order == 1:
+            return Output(self.backbone(x), scores)
+        outputs = self.backbone(self.action.orbit(x).flatten(0, 1)).unflatten(0, (len(x), order))
+        if scores is None:
+            scores_for_weights = outputs.new_zeros(len(x), order)
+        else:
+            scores_for_weights = scores
+        assert self.selection.weights is not None
+        weights = self.selection.weights(scores_for_weights)
+        logits = torch.einsum("bk,bkc->bc", weights.to(outputs.dtype), outputs)
+        return Output(logits, scores, None if scores is None else scores.argmax(dim=1))

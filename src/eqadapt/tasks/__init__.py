@@ -1,0 +1,1 @@
+"""Tasks: how a batch becomes inputs, a loss and metrics, and how a group acts on targets."""

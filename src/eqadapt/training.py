@@ -1,0 +1,319 @@
+"""Training one run, resumable at every epoch with the same result to the last bit.
+
+All randomness of an epoch follows from the run's seed and the epoch's number, so a run that was
+killed and resumed equals one that was not. The data set sits on the device as bytes; nothing in a
+step waits for the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eqadapt import checkpoint
+from eqadapt.errors import UserError
+from eqadapt.evaluation import orbit_accuracy
+from eqadapt.losses import prior_loss
+from eqadapt.methods import Method
+from eqadapt.symmetrize import Symmetrized
+from eqadapt.tasks.classification import ImagePipeline, task_loss
+
+HISTORY_COLUMNS = (
+    "epoch",
+    "train_loss",
+    "task_loss",
+    "prior_loss",
+    "train_acc",
+    "val_acc",
+    "val_cn_avg",
+    "val_identity_rate",
+    "lr",
+    "seconds",
+)
+Row = dict[str, float | int | None]
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images (N, C, h, h) uint8 and labels (N,) int64, on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> LabelledImages:
+        """The same on ``device``."""
+        return LabelledImages(self.images.to(device), self.labels.to(device))
+
+
+@dataclass
+class TrainingResult:
+    """What a finished run leaves in memory; the model holds the final weights."""
+
+    history: list[Row]
+    seconds: float
+    best_epoch: int
+
+
+def learning_rate_factor(step: int, steps: int, schedule: str, warmup: float) -> float:
+    """Factor on the base rates at ``step`` of ``steps``.
+
+    Args:
+        step: 0-based.
+        steps: Total.
+        schedule: ``"cosine"`` to zero, ``"step"`` (times 0.1 at 1/6, 1/3 and 1/2, as the
+            reference) or ``"constant"``.
+        warmup: Share of the steps with a linear start.
+    """
+    warm = warmup * steps
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    if schedule == "constant":
+        return 1.0
+    if schedule == "step":
+        return 0.1 ** sum(step >= steps * share for share in (1 / 6, 1 / 3, 1 / 2))
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1.0, steps - warm)))
+
+
+def build_optimizer(model: Symmetrized, train: Mapping[str, Any], frozen: bool) -> Any:
+    """The optimizer over backbone and scorer with their own rates; None if nothing trains."""
+    groups = []
+    if not frozen:
+        decay, plain = [], []
+        for parameter in model.backbone.parameters():
+            (plain if parameter.ndim < 2 else decay).append(parameter)
+        groups.append({"params": decay, "lr": train["lr"], "weight_decay": train["weight_decay"]})
+        groups.append({"params": plain, "lr": train["lr"], "weight_decay": 0.0})
+    if model.scorer is not None:
+        groups.append(
+            {
+                "params": list(model.scorer.parameters()),
+                "lr": train["scorer_lr"],
+                "weight_decay": train["scorer_weight_decay"],
+            }
+        )
+    if not groups:
+        return None
+    for group in groups:
+        group["base_lr"] = group["lr"]
+    fused = next(model.parameters()).is_cuda
+    if train["optimizer"] == "sgd":
+        return torch.optim.SGD(groups, momentum=train["momentum"], nesterov=True, fused=fused)
+    return torch.optim.AdamW(groups, fused=fused)
+
+
+class Trainer:
+    """One run: model, data and recipe.
+
+    Args:
+        model: The model; trained in place.
+        method: Its registry entry.
+        recipe: The run's recipe (sections ``image`` and ``train``).
+        data: Training images.
+        validation: Held-out images for the curves and, with ``patience``, the choice of epoch.
+        seed: Seed of the run.
+        frozen: The backbone stays as it is; methods with a prior train by the prior alone.
+        state_path: Where progress is kept; None keeps none.
+        digest: Identity of recipe and data; a state of another digest is not resumed.
+        report: Called with each epoch's row.
+    """
+
+    def __init__(
+        self,
+        model: Symmetrized,
+        method: Method,
+        recipe: Mapping[str, Any],
+        data: LabelledImages,
+        validation: LabelledImages,
+        *,
+        seed: int,
+        frozen: bool = False,
+        state_path: Path | None = None,
+        digest: str = "",
+        report: Callable[[Row], None] | None = None,
+    ) -> None:
+        self.model, self.method, self.recipe = model, method, recipe
+        self.train_options = recipe["train"]
+        self.device = next(model.parameters()).device
+        self.data, self.validation = data.to(self.device), validation.to(self.device)
+        self.pipeline = ImagePipeline.from_recipe(recipe)
+        self.seed, self.frozen = seed, frozen
+        self.state_path, self.digest, self.report = state_path, digest, report
+        self.history: list[Row] = []
+        self.seconds = 0.0
+        self.best_epoch, self.best_score = -1, -math.inf
+        self.best: dict[str, Tensor] | None = None
+        self.prior_only = frozen and method.prior is not None
+        if frozen:
+            model.backbone.requires_grad_(False)
+        if self.train_options["channels_last"]:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = build_optimizer(model, self.train_options, frozen)
+        self.network: Callable[[Tensor], Any] = model
+        if self.train_options["compile"]:
+            self.network = torch.compile(model)
+
+    def run(self) -> TrainingResult:
+        """Train to the end, from the saved state if there is one.
+
+        Raises:
+            UserError: The loss is not finite, or the device's memory does not suffice.
+        """
+        epochs = self.train_options["epochs"] if self.optimizer is not None else 0
+        patience = self.train_options["patience"]
+        self._resume()
+        while len(self.history) < epochs and not self._patience_spent(patience):
+            start = time.perf_counter()
+            try:
+                row = self._epoch(len(self.history), epochs)
+            except torch.cuda.OutOfMemoryError as error:
+                batch = self.train_options["batch_size"]
+                raise UserError(
+                    f"the GPU's memory does not hold a batch of {batch}",
+                    where="train.batch_size",
+                    fix=f"train.batch_size of {max(1, batch // 2)}",
+                ) from error
+            row["seconds"] = time.perf_counter() - start
+            self.seconds += row["seconds"]
+            self.history.append(row)
+            self._remember_best(row)
+            self._save()
+            if self.report:
+                self.report(row)
+        if patience is not None and self.best is not None:
+            self.model.load_state_dict(self.best)
+        last = self.best_epoch if patience is not None else len(self.history) - 1
+        return TrainingResult(self.history, self.seconds, last)
+
+    def _patience_spent(self, patience: int | None) -> bool:
+        return patience is not None and len(self.history) - 1 - self.best_epoch > patience > 0
+
+    def _remember_best(self, row: Row) -> None:
+        score = row["val_cn_avg"] if self.method.uses_group else row["val_acc"]
+        if score is not None and score > self.best_score:
+            self.best_score, self.best_epoch = float(score), len(self.history) - 1
+            if self.train_options["patience"] is not None:
+                state = self.model.state_dict()
+                self.best = {key: value.detach().clone() for key, value in state.items()}
+
+    def _epoch(self, epoch: int, epochs: int) -> Row:
+        options = self.train_options
+        torch.manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+        self.model.train()
+        if self.frozen:
+            self.model.backbone.eval()
+        batch = min(options["batch_size"], len(self.data))
+        order = torch.randperm(len(self.data)).to(self.device)
+        batches = order[: len(order) // batch * batch].view(-1, batch)
+        totals = torch.zeros(4, device=self.device)
+        for number, rows in enumerate(batches):
+            step = epoch * len(batches) + number
+            factor = learning_rate_factor(
+                step, epochs * len(batches), options["schedule"], options["warmup"]
+            )
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+            totals += self._step(rows)
+        loss, task, prior, correct = (totals / len(batches)).tolist()
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is not finite in epoch {epoch}; the state of epoch {epoch - 1} is kept",
+                where=str(self.state_path or ""),
+                fix="a smaller train.lr or train.scorer_lr, or train.grad_clip",
+            )
+        has_prior = self.method.prior is not None
+        row: Row = {
+            "epoch": epoch,
+            "train_loss": loss,
+            "task_loss": None if self.prior_only else task,
+            "prior_loss": prior if has_prior else None,
+            "train_acc": None if self.prior_only else correct / batch,
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+        return row | self._validate()
+
+    def _step(self, rows: Tensor) -> Tensor:
+        loss, parts = self._loss(self.data.images[rows], self.data.labels[rows])
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.train_options["grad_clip"]:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.train_options["grad_clip"])
+        self.optimizer.step()
+        return torch.stack([loss.detach(), *parts]).float()
+
+    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        options, method, action = self.train_options, self.method, self.model.action
+        x = action.masked(self.pipeline.augmented(images))
+        pose = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        if method.rotates_input or method.prior == "rotated":
+            pose = torch.randint(0, action.group.order, (len(x),), device=x.device)
+            x = action.act(x, pose)
+        zero = x.new_zeros(())
+        if self.prior_only:
+            assert self.model.scorer is not None
+            prior = prior_loss(self.model.scorer(x), pose)
+            return options["prior_weight"] * prior, [zero, prior.detach(), zero]
+        with self._autocast():
+            output = self.network(x)
+        task = task_loss(output.logits, labels, options["label_smoothing"])
+        loss = options["task_weight"] * task
+        prior = zero
+        if method.prior is not None:
+            prior = prior_loss(output.pose_logits, pose)
+            loss = loss + options["prior_weight"] * prior
+        correct = (output.logits.argmax(dim=1) == labels).sum()
+        return loss, [task.detach(), prior.detach(), correct]
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.train_options["amp"] == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def _validate(self) -> Row:
+        return orbit_accuracy(
+            self.model,
+            self.validation.images,
+            self.validation.labels,
+            self.pipeline,
+            self.recipe["evaluate"]["batch_size"],
+        )
+
+    def _save(self) -> None:
+        if self.state_path is None:
+            return
+        meta = {
+            "digest": self.digest,
+            "history": self.history,
+            "seconds": self.seconds,
+            "best_epoch": self.best_epoch,
+            "best_score": self.best_score,
+        }
+        extra = checkpoint.with_prefix("best", self.best) if self.best is not None else {}
+        checkpoint.save_training_state(self.state_path, self.model, self.optimizer, meta, extra)
+
+    def _resume(self) -> None:
+        if self.state_path is None or not self.state_path.is_file():
+            return
+        try:
+            tensors, meta = checkpoint.load(self.state_path)
+        except UserError:
+            return  # a broken state is no state: start over
+        if meta.get("digest") != self.digest:
+            return
+        self.model.load_state_dict(checkpoint.without_prefix("model", tensors))
+        checkpoint.unpack_optimizer(
+            self.optimizer, checkpoint.without_prefix("optimizer", tensors), meta["optimizer"]
+        )
+        self.history, self.seconds = meta["history"], meta["seconds"]
+        self.best_epoch, self.best_score = meta["best_epoch"], meta["best_score"]
+        self.best = checkpoint.without_prefix("best", tensors) or None
