@@ -163,7 +163,9 @@ def predict_orbit(
     """
     model.eval()
     group = poses.group if method.scorer == "true_pose" else model.action.group
-    chooses = method.scorer is not None and (method.scorer == "true_pose" or model.selection.one_hot)
+    chooses = method.scorer is not None and (
+        method.scorer == "true_pose" or model.selection.one_hot
+    )
     columns: dict[str, list[np.ndarray]] = {name: [] for name in _COLUMNS}
     passes = 0.0
     for rows, x in batches(images, pipeline, poses, batch_size):

@@ -44,9 +44,7 @@ def rotation_grid(degrees: Tensor, size: int) -> Tensor:
     """
     radians = degrees.double() * (math.pi / 180.0)
     cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
-    theta = torch.stack(
-        [torch.stack([cos, -sin, zero], -1), torch.stack([sin, cos, zero], -1)], -2
-    )
+    theta = torch.stack([torch.stack([cos, -sin, zero], -1), torch.stack([sin, cos, zero], -1)], -2)
     return F.affine_grid(theta, [len(degrees), 1, size, size], align_corners=False).float()
 
 
@@ -201,4 +199,6 @@ class RotationAction:
                 turned = self._warp(turned, grid)
             for place, k in enumerate(members):
                 views[k] = turned[place * batch : (place + 1) * batch]
-        return self.masked(torch.stack([view for view in views if view is not None], dim=1).flatten(0, 1)).unflatten(0, (batch, order))
+        return self.masked(
+            torch.stack([view for view in views if view is not None], dim=1).flatten(0, 1)
+        ).unflatten(0, (batch, order))

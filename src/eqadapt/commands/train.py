@@ -1,0 +1,31 @@
+"""``eqadapt train``."""
+
+from __future__ import annotations
+
+import argparse
+
+from eqadapt.commands._study import (
+    add_run_arguments,
+    add_study_arguments,
+    make_runner,
+    run_filters,
+)
+
+HELP = "train the runs of a study that match the filters, one after another, resumable"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the verb."""
+    add_study_arguments(parser)
+    add_run_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train; progress is removed only when every run has written its files."""
+    from eqadapt.runs import select_runs
+
+    runner = make_runner(args)
+    runs = select_runs(runner.study.trained_runs(), **run_filters(args))
+    for one in runs:
+        runner.train(one)
+    runner.forget_states([one.stem for one in runs])

@@ -1,0 +1,337 @@
+"""The runs of a study on disk: where their files lie, and how one is trained and predicted."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eqadapt import checkpoint
+from eqadapt.adaptation import (
+    ImageKind,
+    build_backbone,
+    build_model,
+    choose_device,
+)
+from eqadapt.backbones import Backbone, count_parameters, load_state
+from eqadapt.datasets import prepared
+from eqadapt.errors import UserError
+from eqadapt.evaluation import OrbitPredictions, gallery, predict_orbit
+from eqadapt.files import atomic_path, json_dumps, write_json, write_text
+from eqadapt.groups import RotationAction, parse_group
+from eqadapt.methods import get_method
+from eqadapt.provenance import provenance
+from eqadapt.study import Run, Study
+from eqadapt.symmetrize import Symmetrized
+from eqadapt.tasks.classification import ImagePipeline
+from eqadapt.training import HISTORY_COLUMNS, LabelledImages, Row, Trainer, TrainingResult
+
+
+@dataclass(frozen=True)
+class StudyFiles:
+    """The folders of a study.
+
+    Attributes:
+        results: ``results/<study>``.
+        scratch: ``scratch/<study>``: progress that may be lost.
+        data: Folder of the prepared data sets.
+    """
+
+    results: Path
+    scratch: Path
+    data: Path
+
+    def run_folder(self, run: Run) -> Path:
+        """Checkpoint, history and record of a trained run."""
+        return self.results / "runs" / run.stem
+
+    def checkpoint(self, run: Run) -> Path:
+        """Final weights of a run."""
+        return self.run_folder(run) / "checkpoint.safetensors"
+
+    def pretrained(self, dataset: str, backbone: str) -> Path:
+        """Weights left by the pretraining rule."""
+        return self.results / "pretrained" / f"{dataset}-{backbone}.safetensors"
+
+    def state(self, stem: str) -> Path:
+        """Progress of a run or a pretraining."""
+        return self.scratch / "states" / f"{stem}.safetensors"
+
+    def predictions(self, run: Run) -> Path:
+        """The predictions file of a run."""
+        return self.results / "predictions" / f"{run.stem}.parquet"
+
+    def gallery(self, run: Run) -> Path:
+        """The pictures of a run."""
+        return self.results / "galleries" / f"{run.stem}.safetensors"
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """The splits of one data set in memory, with what identifies them."""
+
+    train: prepared.Prepared
+    validation: prepared.Prepared
+    test: prepared.Prepared
+
+    @property
+    def kind(self) -> ImageKind:
+        """Channels and classes."""
+        return ImageKind(self.test.images.shape[1], len(self.test.classes))
+
+
+def select_runs(
+    runs: Sequence[Run],
+    *,
+    dataset: str | None = None,
+    backbone: str | None = None,
+    regime: str | None = None,
+    method: str | None = None,
+    group: str | None = None,
+    seed: int | None = None,
+) -> list[Run]:
+    """The runs that match every given key.
+
+    Raises:
+        UserError: None does; the message lists what there is.
+    """
+    wanted = {
+        "dataset": dataset,
+        "backbone": backbone,
+        "regime": regime,
+        "method": method,
+        "group": group,
+        "seed": seed,
+    }
+    wanted = {key: value for key, value in wanted.items() if value is not None}
+    found = [run for run in runs if all(getattr(run, k) == v for k, v in wanted.items())]
+    if not found:
+        known = {key: sorted({str(getattr(run, key)) for run in runs}) for key in wanted}
+        raise UserError(
+            f"no run of the study matches {wanted}",
+            fix="; ".join(f"{key}: {', '.join(values)}" for key, values in known.items()),
+        )
+    return found
+
+
+class StudyRunner:
+    """Trains and predicts the runs of one study in one process.
+
+    Data, and backbones as the pretraining left them, are loaded once.
+
+    Args:
+        study: The validated study.
+        files: Its folders.
+        say: Where progress goes.
+    """
+
+    def __init__(self, study: Study, files: StudyFiles, say: Callable[[str], None] = print) -> None:
+        self.study, self.files, self.say = study, files, say
+        self.device = choose_device(study.config["device"])
+        self._splits: dict[str, SplitData] = {}
+
+    def data(self, dataset: str) -> SplitData:
+        """The splits of a data set, limited as the study says."""
+        if dataset not in self._splits:
+            options = self.study.config["datasets"][dataset]
+            folder = self.files.data / dataset
+            self._splits[dataset] = SplitData(
+                prepared.load(folder, "train", limit=options["limit_train"]),
+                prepared.load(folder, "validation", limit=options["limit_test"]),
+                prepared.load(folder, "test", limit=options["limit_test"]),
+            )
+        return self._splits[dataset]
+
+    def backbone(self, run: Run, recipe: dict[str, Any]) -> Backbone:
+        """A fresh backbone with the weights a run starts from."""
+        weights = None
+        if recipe["backbone"]["weights"] == "pretrain":
+            weights = self.files.pretrained(run.dataset, run.backbone)
+        torch.manual_seed(run.seed)
+        return build_backbone(recipe, self.data(run.dataset).kind, weights)
+
+    def model(self, run: Run, recipe: dict[str, Any]) -> Symmetrized:
+        """The model of a run before training; its new parameters follow from the seed."""
+        backbone = self.backbone(run, recipe)
+        torch.manual_seed(run.seed + 1_000)
+        kind = self.data(run.dataset).kind
+        return build_model(recipe, run.method, run.group, kind, backbone).to(self.device)
+
+    def _identity(self, run: Run, recipe: dict[str, Any]) -> dict[str, str]:
+        data = self.data(run.dataset)
+        return {
+            "config_hash": self.study.recipe_hash(run),
+            "data_sha256": data.train.metadata["data_sha256"],
+            "test_sha256": data.test.metadata["data_sha256"],
+        }
+
+    def train(self, run: Run) -> None:
+        """Train one run, or take it from its finished state, and write its folder."""
+        recipe = self.study.recipe(run)
+        data, model = self.data(run.dataset), self.model(run, recipe)
+        added = count_parameters(model.scorer)
+        identity = self._identity(run, recipe)
+        trainer = Trainer(
+            model,
+            get_method(run.method),
+            recipe,
+            LabelledImages(data.train.images, data.train.labels),
+            LabelledImages(data.validation.images, data.validation.labels),
+            seed=run.seed,
+            frozen=run.regime == "frozen",
+            state_path=self.files.state(run.stem),
+            digest=json_dumps([identity, run.stem], indent=None),
+            report=lambda row: self.say(f"{run.stem}  {describe(row)}"),
+        )
+        result = trainer.run()
+        folder = self.files.run_folder(run)
+        write_history(folder / "history.csv", result.history)
+        write_json(
+            folder / "run.json",
+            {
+                **run.as_dict(),
+                **identity,
+                **provenance(self.device),
+                "train_seconds": round(result.seconds, 3),
+                "params_backbone": count_parameters(model.backbone),
+                "params_added": added,
+                "epochs": len(result.history),
+                "best_epoch": result.best_epoch,
+            },
+        )
+        meta = {**run.as_dict(), **identity, "params_added": added}
+        checkpoint.save(self.files.checkpoint(run), model.state_dict(), meta)
+
+    def forget_states(self, stems: Sequence[str]) -> None:
+        """Remove the progress of runs whose outputs are all written."""
+        for stem in stems:
+            self.files.state(stem).unlink(missing_ok=True)
+
+    def pretrain(self, dataset: str, backbone: str) -> None:
+        """Train a backbone upright from scratch and write its weights and history."""
+        run = Run(dataset, backbone, "joint", "vanilla", "C1", 0)
+        recipe = self.study.recipe(run)
+        recipe = {
+            **recipe,
+            "backbone": {**recipe["backbone"], "weights": "scratch"},
+            "train": recipe["pretrain"],
+        }
+        data = self.data(dataset)
+        stem = f"pretrain-{dataset}-{backbone}"
+        model = self.model(run, recipe)
+        trainer = Trainer(
+            model,
+            get_method("vanilla"),
+            recipe,
+            LabelledImages(data.train.images, data.train.labels),
+            LabelledImages(data.validation.images, data.validation.labels),
+            seed=0,
+            state_path=self.files.state(stem),
+            digest=json_dumps([recipe, data.train.metadata["data_sha256"]], indent=None),
+            report=lambda row: self.say(f"{stem}  {describe(row)}"),
+        )
+        result = trainer.run()
+        path = self.files.pretrained(dataset, backbone)
+        write_history(path.with_suffix(".csv"), result.history)
+        tensors = checkpoint.with_prefix("backbone", model.backbone.state_dict())
+        meta = {"dataset": dataset, "backbone": backbone, "seconds": round(result.seconds, 3)}
+        checkpoint.save(path, tensors, meta)
+        self.forget_states([stem])
+
+    def load(self, run: Run) -> Symmetrized:
+        """The trained model of a run, in evaluation mode.
+
+        A method that trains nothing of its own loads the checkpoint of the method it names.
+        """
+        recipe = self.study.recipe(run)
+        method = get_method(run.method)
+        source = run if method.trains else run.trained_as(str(method.train_as))
+        model = self.model(run, recipe)
+        path = self.files.checkpoint(source)
+        tensors, _ = checkpoint.load(path)
+        load_state(model, tensors, str(path))
+        return model.eval()
+
+    def predict(self, run: Run) -> None:
+        """Predict every test image in every pose; write the predictions and the gallery."""
+        recipe, method = self.study.recipe(run), get_method(run.method)
+        data, model = self.data(run.dataset), self.load(run)
+        pipeline = ImagePipeline.from_recipe(recipe)
+        image, evaluate = recipe["image"], recipe["evaluate"]
+        poses = RotationAction(
+            parse_group(evaluate["poses"]), image["interpolation"], image["padding"], image["mask"]
+        )
+        images, labels = data.test.images.to(self.device), data.test.labels.to(self.device)
+        added = count_parameters(model.scorer)
+        found = predict_orbit(
+            model,
+            method,
+            images,
+            labels,
+            data.test.index,
+            pipeline,
+            poses,
+            evaluate["batch_size"],
+        )
+        meta = {
+            **run.as_dict(),
+            **self._identity(run, recipe),
+            "poses": evaluate["poses"],
+            "classes": list(data.test.classes),
+            "backbone_passes": found.passes,
+            "params_added": added,
+            "params_backbone": count_parameters(model.backbone),
+            "mask": image["mask"],
+            "reduced": self.study.config["reduced"],
+        }
+        write_predictions(self.files.predictions(run), found, meta)
+        count = min(evaluate["gallery"], len(images))
+        shown = gallery_poses(poses)
+        pictures = gallery(model, method, images[:count], labels[:count], pipeline, poses, shown)
+        checkpoint.save(self.files.gallery(run), pictures, run.as_dict())
+        accuracy = (found.prediction == found.label)[found.pose == 0].mean()
+        mean = (found.prediction == found.label).mean()
+        self.say(
+            f"{run.stem}  upright {100 * accuracy:.2f}  over {poses.group.name} {100 * mean:.2f}"
+        )
+
+
+def gallery_poses(poses: RotationAction) -> list[int]:
+    """The poses shown in galleries: upright, then 45, 90, 135 and 180 degrees where present."""
+    return [k for k, angle in enumerate(poses.group.angles) if angle % 45 == 0 and angle <= 180]
+
+
+def describe(row: Row) -> str:
+    """One line for people of an epoch's row."""
+    shown = (("loss", "train_loss"), ("val", "val_acc"), ("orbit", "val_cn_avg"))
+    parts = [f"epoch {row['epoch']}"]
+    parts += [f"{label} {row[key]:.3f}" for label, key in shown if row.get(key) is not None]
+    return "  ".join(parts)
+
+
+def write_history(path: Path, history: Sequence[Row]) -> None:
+    """The training curve as CSV; missing values are empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HISTORY_COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in history:
+        writer.writerow({key: "" if value is None else value for key, value in row.items()})
+    write_text(path, text.getvalue())
+
+
+def write_predictions(path: Path, found: OrbitPredictions, meta: dict[str, Any]) -> None:
+    """The predictions as Parquet, with the run's identity in the schema's metadata."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {key: value for key, value in vars(found).items() if key != "passes"}
+    table = pa.table({key: pa.array(value) for key, value in columns.items()})
+    header = {b"eqadapt": json.dumps(meta, sort_keys=True).encode()}
+    with atomic_path(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(header), temporary, compression="zstd")

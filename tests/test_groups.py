@@ -1,0 +1,129 @@
+"""The group axioms, the action's directions, and its exactness at multiples of 90 degrees."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eqadapt.errors import UserError
+from eqadapt.groups import CyclicGroup, RotationAction, disk_mask, parse_group, rotate
+from eqadapt.groups.images import quarter_turns
+
+orders = st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16, 24])
+
+
+def smooth_images(count=4, channels=3, size=33, seed=0):
+    """Band-limited random images, on which resampling is accurate."""
+    generator = torch.Generator().manual_seed(seed)
+    small = torch.rand(count, channels, 6, 6, generator=generator)
+    return torch.nn.functional.interpolate(small, (size, size), mode="bicubic").clamp(0, 1)
+
+
+@given(orders, st.data())
+def test_group_axioms(order, data):
+    group = CyclicGroup(order)
+    element = st.integers(0, order - 1)
+    a, b, c = (data.draw(element) for _ in range(3))
+    assert group.compose(a, group.compose(b, c)) == group.compose(group.compose(a, b), c)
+    assert group.compose(a, 0) == group.compose(0, a) == a
+    assert group.compose(a, group.inverse(a)) == 0
+    quarters, rest = group.decompose(a)
+    assert 0 <= rest < 90 and group.angles[a] == pytest.approx(90 * quarters + rest)
+
+
+@pytest.mark.parametrize("name", ["C0", "D4", "c4", "C", "C-1", "8", "C04"])
+def test_unknown_groups_are_named(name):
+    with pytest.raises(UserError, match=name if name != "C" else "'C'"):
+        parse_group(name)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.sampled_from([4, 8, 24]), st.integers(8, 21), st.data())
+def test_exact_elements_compose_to_the_bit(order, size, data):
+    group = CyclicGroup(order)
+    action = RotationAction(group)
+    x = torch.rand(2, 1, size, size)
+    exact = st.sampled_from(group.exact_elements)
+    any_element = st.integers(0, order - 1)
+    g, h = data.draw(exact), data.draw(any_element)
+    # act(h, act(g, x)) == act(hg, x) to the bit when g is exact: the quarter turn comes first.
+    assert torch.equal(action.turn(action.turn(x, g), h), action.turn(x, group.compose(h, g)))
+
+
+def test_positive_angles_turn_counter_clockwise():
+    x = torch.zeros(1, 1, 9, 9)
+    x[0, 0, 4, 8] = 1.0  # to the right of the centre
+    action = RotationAction(CyclicGroup(8))
+    assert action.turn(x, 2)[0, 0, 0, 4] == 1.0  # +90: now above
+    eighth = action.turn(x, 1)[0, 0]
+    row, column = divmod(int(eighth.argmax()), 9)
+    assert row < 4 < column  # +45: above and to the right
+    assert torch.equal(action.turn(x, 2), torch.rot90(x, 1, (-2, -1)))
+
+
+def test_torchvision_agrees_on_the_direction_and_the_centre():
+    from torchvision.transforms.functional import InterpolationMode
+    from torchvision.transforms.functional import rotate as reference
+
+    for size in (32, 33):
+        x = smooth_images(size=size) * disk_mask(size, softness=8.0)
+        ours = rotate(x, torch.full((len(x),), 30.0), "bilinear", "zeros")
+        theirs = reference(x, 30.0, InterpolationMode.BILINEAR)
+        assert (ours - theirs).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_act_turn_and_orbit_are_one_action(interpolation):
+    action = RotationAction(CyclicGroup(8), interpolation)
+    x = torch.rand(3, 2, 16, 16)
+    orbit = action.orbit(x)
+    for k in range(8):
+        g = torch.full((3,), k)
+        assert torch.equal(action.act(x, g), action.turn(x, k))
+        assert torch.equal(orbit[:, k], action.undo(x, g))
+
+
+def test_each_image_turns_by_its_own_element():
+    action = RotationAction(CyclicGroup(8))
+    x, g = torch.rand(8, 1, 16, 16), torch.randperm(8)
+    turned = action.act(x, g)
+    for row in range(8):
+        assert torch.equal(turned[row : row + 1], action.turn(x[row : row + 1], int(g[row])))
+
+
+def test_undoing_a_turn_returns_the_image():
+    x = smooth_images(size=65)
+    inside = disk_mask(65, softness=1.0) == 1
+    exact, eighths = RotationAction(CyclicGroup(4)), RotationAction(CyclicGroup(8), "bicubic")
+    for k in range(4):
+        assert torch.equal(exact.undo(exact.turn(x, k), torch.full((4,), k)), x)
+    for k in range(8):
+        back = eighths.undo(eighths.turn(x, k), torch.full((4,), k))
+        assert (back - x)[..., inside].abs().mean() < 2e-3
+
+
+def test_orbit_of_a_turned_copy_holds_the_same_bytes():
+    action = RotationAction(CyclicGroup(8), "bicubic")
+    x = torch.rand(2, 3, 15, 15)
+    views, turned_views = action.orbit(x), action.orbit(action.turn(x, 2))
+    assert torch.equal(turned_views, views.roll(2, dims=1))
+
+
+def test_quarter_turns_match_rot90():
+    x, q = torch.rand(4, 2, 7, 7), torch.arange(4)
+    for row in range(4):
+        assert torch.equal(quarter_turns(x, q)[row], torch.rot90(x[row], row, (-2, -1)))
+
+
+def test_the_disk_hides_the_corners():
+    action = RotationAction(CyclicGroup(8), mask="disk")
+    x = torch.ones(1, 1, 17, 17)
+    for k in range(8):
+        corner = action.turn(x, k)[0, 0, 0, 0]
+        assert corner == 0
+    assert disk_mask(17)[8, 8] == 1
+
+
+def test_images_that_are_not_square_are_refused():
+    with pytest.raises(UserError, match="square"):
+        RotationAction(CyclicGroup(4)).turn(torch.rand(1, 1, 8, 9), 1)

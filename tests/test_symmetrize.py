@@ -1,0 +1,170 @@
+"""The equation: exact invariance, and the limits in which methods meet."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from eqadapt.errors import UserError
+from eqadapt.groups import CyclicGroup, RotationAction
+from eqadapt.symmetrize import (
+    SELECTIONS,
+    Symmetrized,
+    choose,
+    straight_through,
+    top_k_weights,
+)
+
+
+class TinyBackbone(nn.Module):
+    """A network without any symmetry."""
+
+    def __init__(self, size=12, classes=5):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(size * size, 16), nn.Tanh(), nn.Linear(16, classes)
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class OrbitScorer(nn.Module):
+    """Any function of the views, scored view by view: equivariant by construction."""
+
+    def __init__(self, action, size=12):
+        super().__init__()
+        torch.manual_seed(1)
+        self.action, self.score = action, nn.Sequential(nn.Flatten(), nn.Linear(size * size, 1))
+
+    def forward(self, x):
+        views = self.action.orbit(x)
+        return self.score(views.flatten(0, 1)).view(len(x), -1)
+
+
+def build(selection, order=4):
+    action = RotationAction(CyclicGroup(order))
+    scorer = OrbitScorer(action)
+    return Symmetrized(TinyBackbone(), action, selection, scorer).eval()
+
+
+@pytest.mark.parametrize("selection", [s for s in SELECTIONS if s != "identity"])
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 10_000))
+def test_every_selection_is_invariant_under_c4(selection, seed):
+    model = build(selection)
+    x = torch.rand(6, 1, 12, 12, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        reference = model(x).logits
+        for k in range(1, 4):
+            logits = model(torch.rot90(x, k, (-2, -1))).logits
+            if SELECTIONS[selection].one_hot:
+                assert torch.equal(logits, reference)  # to the last bit
+            else:
+                torch.testing.assert_close(logits, reference, atol=1e-5, rtol=1e-5)
+
+
+def test_c8_with_argmax_is_invariant_under_quarter_turns_to_the_bit():
+    model = build("argmax", order=8)
+    x = torch.rand(16, 1, 12, 12)
+    with torch.no_grad():
+        for k in (1, 2, 3):
+            turned = torch.rot90(x, k, (-2, -1))
+            assert torch.equal(model(turned).logits, model(x).logits)
+
+
+def test_ties_of_symmetric_images_are_harmless():
+    action = RotationAction(CyclicGroup(4))
+    model = build("argmax")
+    x = torch.rand(3, 1, 12, 12)
+    symmetric = sum(torch.rot90(x, k, (-2, -1)) for k in range(4)).round(decimals=3)
+    symmetric = torch.stack([torch.rot90(symmetric, k, (-2, -1)) for k in range(4)]).amax(0)
+    halves = torch.maximum(x, torch.rot90(x, 2, (-2, -1)))
+    with torch.no_grad():
+        for images in (symmetric, halves, torch.full((2, 1, 12, 12), 0.5)):
+            for k in range(4):
+                turned = torch.rot90(images, k, (-2, -1))
+                assert torch.equal(model(turned).logits, model(images).logits)
+    assert action.group.order == 4
+
+
+def test_rounding_cannot_turn_a_near_tie():
+    """A scorer whose rounding prefers the array's first view would break ties differently."""
+    action = RotationAction(CyclicGroup(4))
+
+    def noisy(x):
+        exact = x.flatten(1).new_zeros(len(x), 4)
+        return exact + 1e-6 * torch.rand(
+            len(x), 4, generator=torch.Generator().manual_seed(int(x[0, 0, 0, 0] * 1e6))
+        )
+
+    x = torch.rand(5, 1, 8, 8)
+    canonical = [
+        action.undo(y, choose(noisy, y, noisy(y), action))
+        for y in (torch.rot90(x, k, (-2, -1)) for k in range(4))
+    ]
+    for other in canonical[1:]:
+        assert torch.equal(other, canonical[0])
+
+
+def test_trivial_group_is_vanilla():
+    backbone = TinyBackbone()
+    action = RotationAction(CyclicGroup(1))
+    x = torch.rand(4, 1, 12, 12)
+    for selection in ("uniform", "identity"):
+        assert torch.equal(Symmetrized(backbone, action, selection)(x).logits, backbone(x))
+    scored = Symmetrized(backbone, action, "argmax", OrbitScorer(action)).eval()
+    assert torch.equal(scored(x).logits, backbone(x))
+
+
+def test_limits_between_selections():
+    scores = torch.randn(6, 4)
+    uniform = SELECTIONS["uniform"].weights(scores)
+    softmax = SELECTIONS["softmax"].weights
+    torch.testing.assert_close(softmax(torch.zeros_like(scores)), uniform)
+    one_hot = nn.functional.one_hot(scores.argmax(1), 4).float()
+    torch.testing.assert_close(softmax(scores * 1e6), one_hot)
+    torch.testing.assert_close(top_k_weights(scores, 1), one_hot)
+    torch.testing.assert_close(top_k_weights(scores, 4), softmax(scores))
+    with pytest.raises(UserError, match="top-5"):
+        top_k_weights(scores, 5)
+
+
+def test_straight_through_is_the_chosen_view_and_carries_the_task():
+    """Forward: the hard view to the bit. Backward: points where the exact gradient points."""
+    action, backbone = RotationAction(CyclicGroup(4)), TinyBackbone()
+    x, y = torch.rand(64, 1, 12, 12), torch.randint(0, 5, (64,))
+    views = action.orbit(x)
+    scores = torch.randn(64, 4, requires_grad=True)
+    chosen = straight_through(views, scores)
+    assert torch.equal(chosen, action.undo(x, scores.argmax(1)))
+    (estimate,) = torch.autograd.grad(
+        nn.functional.cross_entropy(backbone(chosen), y, reduction="sum"), scores
+    )
+    losses = torch.stack(
+        [nn.functional.cross_entropy(backbone(views[:, k]), y, reduction="none") for k in range(4)],
+        1,
+    )
+    (exact,) = torch.autograd.grad((scores.softmax(1) * losses.detach()).sum(), scores)
+    cosine = nn.functional.cosine_similarity(estimate.flatten(), exact.flatten(), dim=0)
+    assert cosine > 0.4
+
+
+def test_forced_identity_scores_are_vanilla():
+    class Identity(nn.Module):
+        def forward(self, x):
+            return torch.tensor([5.0, 0, 0, 0]).expand(len(x), 4)
+
+    backbone = TinyBackbone()
+    model = Symmetrized(backbone, RotationAction(CyclicGroup(4)), "argmax", Identity()).eval()
+    x = torch.rand(3, 1, 12, 12)
+    assert torch.equal(model(x).logits, backbone(x))
+
+
+def test_a_selection_without_its_scorer_is_refused():
+    with pytest.raises(UserError, match="needs a scorer"):
+        Symmetrized(TinyBackbone(), RotationAction(CyclicGroup(4)), "argmax")
+    with pytest.raises(UserError, match="unknown selection"):
+        Symmetrized(TinyBackbone(), RotationAction(CyclicGroup(4)), "best")
