@@ -1,0 +1,236 @@
+"""Training: a killed and resumed run equals one that was not; bad losses stop; the prior works."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from eqadapt import checkpoint
+from eqadapt.adaptation import build_action
+from eqadapt.backbones import Backbone
+from eqadapt.errors import UserError
+from eqadapt.methods import get_method
+from eqadapt.symmetrize import Symmetrized
+from eqadapt.training import LabelledImages, Trainer, learning_rate_factor
+
+SIZE = 12
+
+
+def make_recipe(**train):
+    options = {
+        "epochs": 4, "patience": None, "batch_size": 16, "optimizer": "adamw", "lr": 1e-2,
+        "scorer_lr": 1e-2, "weight_decay": 0.01, "scorer_weight_decay": 0.0, "momentum": 0.9,
+        "schedule": "cosine", "warmup": 0.1, "prior_weight": 1.0, "task_weight": 1.0,
+        "label_smoothing": 0.0, "grad_clip": 1.0, "amp": "none", "channels_last": False,
+        "compile": False, "augment": {"crop_padding": 1, "flip": False, "jitter_degrees": 3.0},
+    }  # fmt: skip
+    image = {
+        "size": SIZE, "backbone_size": None, "interpolation": "bilinear", "padding": "border",
+        "mask": "none", "mean": None, "std": None, "upsampling": "bicubic",
+    }  # fmt: skip
+    return {"image": image, "train": {**options, **train}, "evaluate": {"batch_size": 32}}
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Flatten(), nn.Linear(SIZE * SIZE, 8), nn.ReLU(), nn.Dropout(0.3)
+        )
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+class ViewScorer(nn.Module):
+    def __init__(self, action):
+        super().__init__()
+        self.action = action
+        self.score = nn.Sequential(
+            nn.Flatten(), nn.Linear(SIZE * SIZE, 8), nn.ReLU(), nn.Linear(8, 1)
+        )
+
+    def forward(self, x):
+        return self.score(self.action.orbit(x).flatten(0, 1)).view(len(x), -1)
+
+
+def upright_images(count=96, seed=0):
+    """Three classes; a bright top row tells which way is up."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 3, (count,), generator=generator)
+    images = torch.randint(0, 60, (count, 1, SIZE, SIZE), generator=generator)
+    images[:, :, :2] += 150
+    for row, label in enumerate(labels.tolist()):
+        images[row, 0, 6 + label, 3:9] += 120
+    return LabelledImages(images.to(torch.uint8), labels)
+
+
+def make_trainer(method="prlc", seed=0, state=None, frozen=False, **train):
+    recipe = make_recipe(**train)
+    torch.manual_seed(seed)
+    backbone = Backbone(Network(), SIZE, [0.5], [0.5])
+    entry = get_method(method)
+    action = build_action(recipe, "C4" if entry.uses_group else "C1")
+    scorer = ViewScorer(action) if entry.scorer else None
+    model = Symmetrized(backbone, action, entry.selection, scorer)
+    data, validation = upright_images(), upright_images(32, seed=1)
+    return Trainer(
+        model,
+        entry,
+        recipe,
+        data,
+        validation,
+        seed=seed,
+        frozen=frozen,
+        state_path=state,
+        digest="d",
+    )
+
+
+def weights(trainer):
+    return {key: value.clone() for key, value in trainer.model.state_dict().items()}
+
+
+def same(left, right):
+    return all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_run_cut_after_any_epoch_ends_the_same(tmp_path, optimizer):
+    whole = make_trainer(optimizer=optimizer)
+    history = whole.run().history
+    for cut in (1, 3):
+        state = tmp_path / f"{cut}.safetensors"
+
+        class Cut(Exception):
+            pass
+
+        def stop(row, cut=cut):
+            if row["epoch"] == cut - 1:
+                raise Cut
+
+        first = make_trainer(state=state, optimizer=optimizer)
+        first.report = stop
+        with pytest.raises(Cut):
+            first.run()
+        second = make_trainer(state=state, optimizer=optimizer)
+        resumed = second.run().history
+        assert same(weights(whole), weights(second))
+        for a, b in zip(history, resumed, strict=True):
+            assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+def test_a_killed_process_resumes_to_the_same_bytes(tmp_path):
+    program = textwrap.dedent(
+        """
+        import os, signal, sys
+        sys.path.insert(0, sys.argv[1])
+        import test_training as t
+        from eqadapt import checkpoint
+        from pathlib import Path
+        import torch
+        torch.set_num_threads(1)
+        trainer = t.make_trainer(state=Path(sys.argv[2]))
+        if sys.argv[4] == "kill":
+            steps = []
+            step = trainer._step
+            def dying(rows):
+                steps.append(1)
+                if len(steps) == 15:  # in the middle of the third epoch
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return step(rows)
+            trainer._step = dying
+        trainer.run()
+        checkpoint.save(sys.argv[3], trainer.model.state_dict(), {})
+        """
+    )
+    here = str(Path(__file__).parent)
+
+    def run(state, out, mode):
+        command = [sys.executable, "-c", program, here, str(state), str(out), mode]
+        return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+
+    out = [tmp_path / f"{name}.safetensors" for name in ("whole", "resumed")]
+    assert run(tmp_path / "a.safetensors", out[0], "go").returncode == 0
+    assert run(tmp_path / "b.safetensors", out[1], "kill").returncode == -signal.SIGKILL
+    assert (tmp_path / "b.safetensors").is_file() and not out[1].exists()
+    assert run(tmp_path / "b.safetensors", out[1], "go").returncode == 0
+    assert out[0].read_bytes() == out[1].read_bytes()
+
+
+def test_a_truncated_or_foreign_state_is_not_resumed(tmp_path):
+    reference = make_trainer()
+    reference.run()
+    state = tmp_path / "state.safetensors"
+    state.write_bytes(b"half a file")
+    trainer = make_trainer(state=state)
+    trainer.run()
+    assert same(weights(reference), weights(trainer))
+    other = make_trainer(state=state, lr=3e-3)
+    other.digest = "another recipe"
+    assert len(other.run().history) == 4
+    assert not same(weights(trainer), weights(other))
+
+
+def test_the_prior_finds_the_pose():
+    trainer = make_trainer("prlc", epochs=12, prior_weight=10.0)
+    last = trainer.run().history[-1]
+    assert last["val_identity_rate"] > 0.95
+    assert last["val_acc"] == last["val_cn_avg"] > 0.6  # C4 is exact
+    rotated = make_trainer("prlc_rotated", epochs=12, prior_weight=10.0).run().history[-1]
+    assert rotated["val_identity_rate"] > 0.95
+
+
+def test_a_frozen_backbone_is_untouched_and_trained_by_the_prior_alone():
+    trainer = make_trainer("prlc", frozen=True, epochs=12)
+    before = {k: v.clone() for k, v in trainer.model.backbone.state_dict().items()}
+    result = trainer.run()
+    assert same(before, trainer.model.backbone.state_dict())
+    assert result.history[-1]["task_loss"] is None
+    assert result.history[-1]["val_identity_rate"] > 0.95
+    vanilla = make_trainer("vanilla", frozen=True)
+    assert vanilla.run().history == []
+
+
+def test_patience_keeps_the_best_epoch():
+    trainer = make_trainer(patience=50, epochs=6)
+    result = trainer.run()
+    scores = [row["val_cn_avg"] for row in result.history]
+    assert result.best_epoch == scores.index(max(scores))
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
+    state = tmp_path / "state.safetensors"
+    make_trainer(state=state, epochs=1).run()
+    good = state.read_bytes()
+    trainer = make_trainer(state=state, epochs=3)
+    trainer.train_options["task_weight"] = float("nan")
+    with pytest.raises(UserError, match="not finite in epoch 1"):
+        trainer.run()
+    assert state.read_bytes() == good
+
+
+def test_schedules_start_warm_and_end_low():
+    for schedule in ("cosine", "step"):
+        factors = [learning_rate_factor(s, 100, schedule, 0.1) for s in range(100)]
+        assert factors[0] < 0.2 and max(factors) <= 1.0 and factors[-1] < 0.01
+    assert learning_rate_factor(99, 100, "constant", 0.0) == 1.0
+
+
+def test_checkpoints_refuse_what_is_not_whole(tmp_path):
+    path = tmp_path / "c.safetensors"
+    checkpoint.save(path, {"w": torch.arange(5.0)}, {"epoch": 3})
+    tensors, meta = checkpoint.load(path)
+    assert torch.equal(tensors["w"], torch.arange(5.0)) and meta == {"epoch": 3}
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(UserError, match="not a whole checkpoint"):
+        checkpoint.load(path)
+    with pytest.raises(UserError, match="no such checkpoint"):
+        checkpoint.load(tmp_path / "none.safetensors")
