@@ -1,0 +1,263 @@
+"""A study: one YAML file that names every run, validated before any work starts. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import product
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eqadapt.errors import UserError
+from eqadapt.files import json_dumps
+from eqadapt.methods import get_method
+from eqadapt.study_rules import validated
+
+TASK = "classification"
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    """One row of the study: what is trained and predicted once.
+
+    Attributes:
+        dataset: Name of the data set.
+        backbone: Name of the backbone in the study.
+        regime: ``"joint"`` or ``"frozen"``.
+        method: Name in the registry of methods.
+        group: ``"C8"``; ``"C1"`` for methods that are not trained for a group.
+        seed: Seed of everything random in it.
+    """
+
+    dataset: str
+    backbone: str
+    regime: str
+    method: str
+    group: str
+    seed: int
+
+    @property
+    def stem(self) -> str:
+        """Name of its files: ``<dataset>-<backbone>-<regime>-<method>-<group>-seed<seed>``."""
+        return (
+            f"{self.dataset}-{self.backbone}-{self.regime}-{self.method}-{self.group}"
+            f"-seed{self.seed}"
+        )
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has a checkpoint of its own."""
+        return get_method(self.method).trains
+
+    @property
+    def source(self) -> Run:
+        """The run whose checkpoint it is evaluated with: itself, or e.g. oracle's vanilla."""
+        other = get_method(self.method).train_as
+        return self.trained_as(other) if other else self
+
+    def trained_as(self, method: str) -> Run:
+        """The run of another method, all else equal."""
+        return replace(self, method=method)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its identity as written into files, the task included."""
+        return {"task": TASK, **asdict(self)}
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any] | None) -> dict[str, Any]:
+    """``base`` with the keys of ``over`` in their place, mappings merged key by key."""
+    merged = dict(base)
+    for key, value in (over or {}).items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(old, value) if both else deepcopy(value)  # type: ignore[arg-type]
+    return merged
+
+
+def merge_scorer(base: Mapping[str, Any], over: Mapping[str, Any] | None) -> dict[str, Any]:
+    """As ``merge``, but another scorer takes none of the options meant for the first."""
+    renamed = over and over.get("name", base["name"]) != base["name"]
+    return merge({} if renamed else base, over)
+
+
+def digest_of(value: Any) -> str:
+    """Sixteen hex digits of SHA-256 over a value's canonical JSON."""
+    return hashlib.sha256(json_dumps(value, indent=None).encode()).hexdigest()[:16]
+
+
+class Study:
+    """A validated study.
+
+    Args:
+        config: The configuration, validated and with all defaults filled in.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return str(self.config["study"])
+
+    @property
+    def results_dir(self) -> Path:
+        """``results/<study>``."""
+        return Path("results") / self.name
+
+    @cached_property
+    def _runs(self) -> list[Run]:
+        config = self.config
+        runs = []
+        for dataset, backbone, regime, method in product(
+            config["datasets"], config["backbones"], config["regimes"], config["methods"]
+        ):
+            entry = get_method(method)
+            if regime not in entry.regimes:
+                continue
+            groups = list(config["groups"]) if entry.uses_group else ["C1"]
+            for group, seed in product(groups, config["seeds"]):
+                runs.append(Run(dataset, backbone, regime, method, group, seed))
+        return runs
+
+    def runs(self) -> list[Run]:
+        """All runs, in the order of the configuration's lists."""
+        return list(self._runs)
+
+    def trained_runs(self) -> list[Run]:
+        """The runs that leave a checkpoint."""
+        return [run for run in self._runs if run.trains]
+
+    def by_stem(self, stem: str) -> Run:
+        """The run whose files have this stem.
+
+        Raises:
+            UserError: The study has no such run.
+        """
+        for run in self._runs:
+            if run.stem == stem:
+                return run
+        raise UserError(f"the study has no run {stem!r}", where=self.name)
+
+    def recipe(self, run: Run) -> dict[str, Any]:
+        """Everything that decides a run's result.
+
+        Args:
+            run: One of the study's runs, or one like them.
+
+        Returns:
+            Sections ``dataset``, ``backbone`` (model, weights, file, sha256, options), ``image``,
+            ``scorer``, ``pretrain``, ``train`` and ``evaluate``. Overrides apply in the order data
+            set, backbone, group, method; a method evaluated with another's checkpoint takes that
+            one's overrides first.
+        """
+        config = self.config
+        dataset, backbone = config["datasets"][run.dataset], config["backbones"][run.backbone]
+        overs = [dataset, backbone, config["groups"].get(run.group, {})]
+        overs += [config["methods"].get(method, {}) for method in (run.source.method, run.method)]
+        train, scorer = config["train"], config["scorer"]
+        for over in overs:
+            train = merge(train, over.get("train"))
+            scorer = merge_scorer(scorer, over.get("scorer"))
+        sections = ("image", "pretrain", "train")
+        return {
+            "dataset": {key: value for key, value in dataset.items() if key != "train"},
+            "backbone": {key: value for key, value in backbone.items() if key not in sections},
+            "image": merge(config["image"], backbone.get("image")),
+            "scorer": scorer,
+            "pretrain": merge(config["pretrain"], backbone.get("pretrain")),
+            "train": train,
+            "evaluate": dict(config["evaluate"]),
+        }
+
+    def recipe_hash(self, run: Run) -> str:
+        """Digest of what decides a run's checkpoint.
+
+        Paths are left out: the checksums of data and weights identify what they lead to. So is
+        what a run does not use: the pretraining of a backbone that has other weights.
+        """
+        recipe = self.recipe(run)
+        recipe["dataset"].pop("folder", None)
+        recipe["backbone"].pop("file", None)
+        recipe.pop("evaluate")
+        if recipe["backbone"]["weights"] != "pretrain":
+            recipe.pop("pretrain")
+        return digest_of([run.source.as_dict(), recipe])
+
+    def digest(self, *keys: str) -> str:
+        """Digest of the values at dotted keys, e.g. ``digest("image", "train.epochs")``."""
+        return digest_of([self.value(key) for key in keys])
+
+    def value(self, key: str) -> Any:
+        """The value at a dotted key."""
+        value: Any = self.config
+        for part in key.split("."):
+            value = value[part]
+        return value
+
+    def to_yaml(self) -> str:
+        """The whole configuration as YAML; loading it gives the same study."""
+        return yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True, width=100)
+
+
+def load_study(
+    source: str | PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()
+) -> Study:
+    """Read and check a study.
+
+    Args:
+        source: A YAML file, or the configuration as a mapping.
+        overrides: ``"train.epochs=2"``: dotted keys with values as in YAML.
+
+    Raises:
+        UserError: Not a file, not YAML, or not a valid study; the message names each wrong key
+            with its allowed values.
+    """
+    where = "the study" if isinstance(source, Mapping) else str(source)
+    config = dict(source) if isinstance(source, Mapping) else read_yaml(Path(source))
+    for text in overrides:
+        config = merge(config, parse_override(text))
+    return Study(validated(config, where))
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """``"train.epochs=2"`` to ``{"train": {"epochs": 2}}``.
+
+    Raises:
+        UserError: No ``=``, or a value that is not YAML.
+    """
+    key, sign, value = text.partition("=")
+    if not (sign and key.strip()):
+        raise UserError(f"not an override: {text!r}", fix="KEY=VALUE, e.g. train.epochs=2")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"the value of {key!r} is not YAML: {value!r}") from error
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        UserError: No such file, not YAML, or something else than a mapping.
+    """
+    if not path.is_file():
+        raise UserError(
+            "no such study", where=str(path), fix="give a file, e.g. config/digits.yaml"
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"not readable as YAML: {error}", where=str(path)) from error
+    if not isinstance(content, dict):
+        raise UserError("the study is not a mapping of keys to values", where=str(path))
+    return content

@@ -1,0 +1,317 @@
+"""What makes a study valid: the schema, the defaults in it, and what no schema can say."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eqadapt.errors import UserError
+from eqadapt.methods import METHODS, load_plugins
+
+OWN_BACKBONES = (
+    "resnet_small",
+    "vit_small",
+    "cifar_resnet20",
+    "cifar_resnet32",
+    "cifar_resnet44",
+    "cifar_resnet56",
+)
+_LISTS = ("datasets", "backbones", "groups", "methods")
+_GROUP = re.compile(r"C([1-9]\d{0,2})")  # as eqadapt.groups.parse_group, whose package needs torch
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+Fault = tuple[str, str, str]
+"""Key path, what is wrong, what is allowed."""
+
+
+@functools.cache
+def schema() -> dict[str, Any]:
+    """The JSON schema of a study."""
+    text = resources.files("eqadapt").joinpath("study.schema.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))
+
+
+def validated(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The configuration with all defaults, once it is found valid.
+
+    Lists of names become mappings to empty options, and backbones get their ``model``.
+
+    Raises:
+        UserError: It is not; the message lists every fault with its key and the allowed values.
+    """
+    given: dict[str, Any] = _numbers(dict(config))
+    _raise(_schema_faults(given), where)
+    filled = _filled(_normal(given), schema())
+    for name, backbone in filled["backbones"].items():
+        backbone.setdefault("model", name)
+        if backbone["file"]:
+            backbone["file"] = os.path.expandvars(Path(backbone["file"]).expanduser())
+    _raise([fault for check in _CHECKS for fault in check(filled)], where)
+    return filled
+
+
+def _raise(faults: list[Fault], where: str) -> None:
+    if not faults:
+        return
+    lines = [f"{path}: {what}; allowed: {allowed}" for path, what, allowed in faults]
+    raise UserError(
+        "\n".join(["the study is not valid", *(f"  - {line}" for line in lines)]),
+        where=where,
+        fix="every key is described in src/eqadapt/study.schema.yaml and in config/digits.yaml",
+    )
+
+
+def _numbers(value: Any, key: str = "") -> Any:
+    """``1e-3`` as the number it means: YAML 1.1 reads it as text for want of a dot."""
+    if isinstance(value, Mapping):
+        return {k: _numbers(v, str(k)) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item, key) for item in value]
+    if isinstance(value, str) and key != "sha256" and _EXPONENT.fullmatch(value):
+        return float(value)
+    return value
+
+
+def _normal(config: dict[str, Any]) -> dict[str, Any]:
+    """Lists of names as mappings, and sections left empty as empty mappings."""
+    config = {"groups": schema()["properties"]["groups"]["default"], **config}
+    for key in _LISTS:
+        value = config[key]
+        pairs = value.items() if isinstance(value, Mapping) else ((name, None) for name in value)
+        config[key] = {str(name): dict(options or {}) for name, options in pairs}
+    return config
+
+
+def _resolved(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A part of the schema with its ``$ref`` followed; the part's own words win."""
+    reference = part.get("$ref")
+    if reference is None:
+        return dict(part)
+    return {**_resolved(schema()["$defs"][reference.rsplit("/", 1)[1]]), **part}
+
+
+def _filled(value: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+    """``value`` with defaults, in the schema's order of keys.
+
+    Defaults go into sections that have one themselves: what only overrides stays as short as it is.
+    """
+    filled: dict[str, Any] = {}
+    for key, sub in _resolved(part).get("properties", {}).items():
+        sub = _resolved(sub)
+        if key in value:
+            filled[key] = deepcopy(value[key])
+        elif "default" in sub:
+            filled[key] = deepcopy(sub["default"])
+        if isinstance(filled.get(key), Mapping) and ("default" in sub or key in _LISTS):
+            filled[key] = _filled(filled[key], sub)
+    others = _resolved(part).get("additionalProperties")
+    for key in value:
+        if key in filled:
+            continue
+        if isinstance(others, Mapping) and isinstance(value[key], Mapping):
+            filled[key] = _filled(value[key], others)
+        else:
+            filled[key] = deepcopy(value[key])
+    return filled
+
+
+def _schema_faults(config: Mapping[str, Any]) -> list[Fault]:
+    from jsonschema import Draft202012Validator
+
+    errors = Draft202012Validator(schema()).iter_errors(config)
+    faults = [fault for error in errors for fault in _described(error)]
+    return sorted(set(faults))
+
+
+def _described(error: Any) -> Iterator[Fault]:
+    """A validator's error in the words of this project."""
+    path = ".".join(str(part) for part in error.absolute_path)
+    rule, wanted, found = error.validator, error.validator_value, error.instance
+    if rule == "additionalProperties" and wanted is False:
+        known = list(error.schema.get("properties", {}))
+        for key in sorted(set(found) - set(known), key=str):
+            dotted = f"{path}.{key}" if path else str(key)
+            yield dotted, f"unknown key{_hint(str(key), known)}", ", ".join(known)
+    elif rule == "required":
+        for key in sorted(set(wanted) - set(found)):
+            meaning = schema()["properties"][key]["description"]
+            yield (f"{path}.{key}" if path else key), "missing", meaning
+    elif rule == "enum":
+        yield path, f"{found!r}", ", ".join(str(value) for value in wanted)
+    elif rule == "type":
+        types = [wanted] if isinstance(wanted, str) else wanted
+        yield path, f"{found!r} is of the wrong type", " or ".join(types)
+    elif rule in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
+        bounds = {
+            "minimum": ">=",
+            "exclusiveMinimum": ">",
+            "maximum": "<=",
+            "exclusiveMaximum": "<",
+        }
+        limits = [
+            f"{sign} {error.schema[key]}" for key, sign in bounds.items() if key in error.schema
+        ]
+        yield path, f"{found}", " and ".join(limits)
+    elif rule == "pattern":
+        yield path, f"{found!r}", f"text of the form {wanted}"
+    else:
+        yield path or "the study", error.message, f"{rule} {wanted}"
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _seeds(config: Mapping[str, Any]) -> Iterator[Fault]:
+    seeds = config["seeds"]
+    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if twice:
+        yield "seeds", f"{twice[0]} appears twice", "each seed once"
+
+
+def _groups(config: Mapping[str, Any]) -> Iterator[Fault]:
+    orders = {}
+    named = [(f"groups.{name}", name) for name in config["groups"]]
+    for path, name in [*named, ("evaluate.poses", config["evaluate"]["poses"])]:
+        match = _GROUP.fullmatch(name)
+        if match:
+            orders[path] = int(match[1])
+        else:
+            yield path, f"unknown group {name!r}", "C1, C2, C4, C8, C12, ... (C<n>)"
+    poses = orders.get("evaluate.poses")
+    for path, name in named:
+        order = orders.get(path)
+        if order == 1:
+            yield path, "C1 is the group of methods that have none", "C2, C4, C8, ..."
+        elif order and poses and poses % order:
+            yield (
+                "evaluate.poses",
+                f"{config['evaluate']['poses']} does not contain {name}",
+                f"a group whose order is a multiple of {order}, e.g. C{math.lcm(poses, order)}",
+            )
+
+
+def _methods(config: Mapping[str, Any]) -> Iterator[Fault]:
+    if not set(config["methods"]) <= set(METHODS):
+        load_plugins()
+    allowed = ", ".join(METHODS)
+    used: set[str] = set()
+    for name in config["methods"]:
+        if name not in METHODS:
+            yield f"methods.{name}", f"unknown method{_hint(name, METHODS)}", allowed
+            continue
+        method = METHODS[name]
+        used |= set(method.regimes) & set(config["regimes"])
+        if method.train_as and method.train_as not in config["methods"]:
+            yield (
+                f"methods.{name}",
+                f"it needs {method.train_as}'s checkpoints",
+                f"{method.train_as} beside it",
+            )
+    for regime in config["regimes"]:
+        if regime not in used and set(config["methods"]) <= set(METHODS):
+            yield "regimes", f"no method of the study can be {regime}", ", ".join(sorted(used))
+
+
+def _datasets(config: Mapping[str, Any]) -> Iterator[Fault]:
+    from eqadapt.datasets import registry
+
+    known = registry.names() or [
+        "digits",
+        "mnist",
+        "rotated_mnist",
+        "cifar10",
+        "cifar100",
+        "stl10",
+        "imagenette",
+        "imagenet1k",
+    ]
+    for name, options in config["datasets"].items():
+        if name not in known and not options["folder"]:
+            yield (
+                f"datasets.{name}",
+                f"unknown data set{_hint(name, known)}",
+                f"{', '.join(known)}; or any name with `folder`",
+            )
+
+
+@functools.cache
+def timm_names() -> frozenset[str]:
+    """Names of timm's models, read from its source: importing timm takes seconds."""
+    spec = importlib.util.find_spec("timm")
+    if spec is None or spec.origin is None:
+        return frozenset()
+    found: set[str] = set()
+    for path in (Path(spec.origin).parent / "models").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        found |= set(re.findall(r"^@register_model\s*\ndef (\w+)\(", text, re.MULTILINE))
+    return frozenset(found)
+
+
+def _known_backbone(model: str) -> bool:
+    elsewhere = model.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+    return model in OWN_BACKBONES or elsewhere or model.split(".")[0] in timm_names()
+
+
+def _backbones(config: Mapping[str, Any]) -> Iterator[Fault]:
+    for name, backbone in config["backbones"].items():
+        path, model, weights = f"backbones.{name}", backbone["model"], backbone["weights"]
+        if not _known_backbone(model):
+            near = difflib.get_close_matches(model, sorted(timm_names()), 4) or ["resnet50"]
+            allowed = f"{', '.join(OWN_BACKBONES)}, or a model of timm, e.g. {', '.join(near)}"
+            yield f"{path}.model", f"unknown backbone {model!r}", allowed
+        if weights == "pretrained" and model in OWN_BACKBONES:
+            yield f"{path}.weights", f"{model} has no pretrained weights", "scratch, pretrain, file"
+        if weights == "file" and not (backbone["file"] and backbone["sha256"]):
+            yield f"{path}.weights", "file needs a file and its sha256", "both keys beside it"
+        if weights == "scratch" and "frozen" in config["regimes"]:
+            yield f"{path}.weights", "scratch has nothing to freeze", "pretrain, pretrained, file"
+        image = {**config["image"], **backbone.get("image", {})}
+        if image["size"] < (image["backbone_size"] or 0):
+            yield (
+                f"{path}.image.size" if "image" in backbone else "image.size",
+                f"{image['size']} pixels are fewer than the backbone reads",
+                f"backbone_size ({image['backbone_size']}) or an odd multiple of it",
+            )
+
+
+def _scorers(config: Mapping[str, Any]) -> Iterator[Fault]:
+    from eqadapt.scorers import SCORERS
+
+    base = config["scorer"]
+    sections = [("scorer", base)]
+    for key in ("groups", "methods"):
+        for name, over in config[key].items():
+            if "scorer" in over:
+                renamed = over["scorer"].get("name", base["name"]) != base["name"]
+                section = over["scorer"] if renamed else {**base, **over["scorer"]}
+                sections.append((f"{key}.{name}.scorer", section))
+    for path, section in sections:
+        if section["name"] not in SCORERS:
+            yield f"{path}.name", f"unknown scorer {section['name']!r}", ", ".join(SCORERS)
+            continue
+        options = SCORERS[section["name"]].options
+        for key in sorted(set(section) - {"name"} - options):
+            yield f"{path}.{key}", f"not an option of {section['name']}", ", ".join(sorted(options))
+
+
+_CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Fault]], ...] = (
+    _seeds,
+    _groups,
+    _methods,
+    _datasets,
+    _backbones,
+    _scorers,
+)
