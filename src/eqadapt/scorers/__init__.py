@@ -1,0 +1,99 @@
+"""Who scores poses: networks from images to one logit a group element. No torch on import.
+
+A scorer is a module with ``forward(x) -> a``: images (B, C, H, H) float32 to logits (B, K), where
+column ``j`` says how well the pose of the input is ``g_j`` (its canonical form is
+``g_j^-1 . x``) and ``a(g_k . x) = roll(a(x), k)`` along the columns. Angles turn
+counter-clockwise. For multiples of 90 degrees the law holds up to rounding; for the rest up to
+resampling.
+
+Every scorer has ``group``, ``num_parameters`` (as trained, not as exported) and ``export()``,
+which gives a plain torch module with the same outputs for inference.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from eqadapt.errors import UserError
+
+if TYPE_CHECKING:
+    from eqadapt.groups import CyclicGroup
+    from eqadapt.scorers.base import PoseScorer
+
+
+@dataclass(frozen=True)
+class ScorerSpec:
+    """Where a scorer lives and what can be set.
+
+    Attributes:
+        module: Imported when the scorer is built, not before.
+        cls: Name of the class in it.
+        summary: One sentence for people.
+        options: Keywords of ``build_scorer`` that it takes.
+    """
+
+    module: str
+    cls: str
+    summary: str
+    options: frozenset[str]
+
+
+_COMMON = frozenset({"form", "input_size", "kernel_size", "crop", "mask_input", "logit_scale"})
+_GROUP_CNN = _COMMON | {"width", "layers", "stem_kernel_size", "stride", "pool", "momentum"}
+
+SCORERS: dict[str, ScorerSpec] = {
+    "group_cnn": ScorerSpec(
+        "eqadapt.scorers.group_cnn",
+        "GroupCNN",
+        "Group-equivariant CNN with regular fields; the reference's network with form='reference'.",
+        frozenset(_GROUP_CNN | {"dropout"}),
+    ),
+    "group_wrn": ScorerSpec(
+        "eqadapt.scorers.group_wrn",
+        "GroupWideResNet",
+        "Group-equivariant wide ResNet; the paper's 1.9 M one with form='reference'.",
+        frozenset((_GROUP_CNN - {"layers"}) | {"blocks"}),
+    ),
+    "paired_cnn": ScorerSpec(
+        "eqadapt.scorers.paired_cnn",
+        "PairedCNN",
+        "A network exact under C4, run on m turned copies: the default for C_4m, m > 1.",
+        frozenset((_GROUP_CNN - {"form"}) | {"inner", "blocks", "dropout", "interpolation"}),
+    ),
+    "plain_cnn": ScorerSpec(
+        "eqadapt.scorers.plain_cnn",
+        "PlainCNN",
+        "OptC: any plain network on all views, cosine with a fixed vector.",
+        frozenset(_COMMON | {"width", "layers", "dim", "half_step", "interpolation"}),
+    ),
+}
+
+
+def build_scorer(name: str, group: CyclicGroup, in_channels: int, **options: Any) -> PoseScorer:
+    """The scorer of that name for a group.
+
+    Args:
+        name: A key of ``SCORERS``.
+        group: The cyclic group whose elements are scored.
+        in_channels: Channels of the images, 1 or 3 as a rule.
+        **options: Settings of that scorer; see its class.
+
+    Raises:
+        UserError: Unknown name or option, or sizes that cannot work; the message lists what can.
+    """
+    if name not in SCORERS:
+        raise UserError(f"unknown scorer {name!r}", fix=f"one of: {', '.join(sorted(SCORERS))}")
+    spec = SCORERS[name]
+    unknown = sorted(set(options) - spec.options)
+    if unknown:
+        raise UserError(
+            f"scorer {name!r} has no option {', '.join(map(repr, unknown))}",
+            fix=f"options: {', '.join(sorted(spec.options))}",
+        )
+    cls = getattr(importlib.import_module(spec.module), spec.cls)
+    return cls(group, in_channels, **options)
+
+
+__all__ = ["SCORERS", "ScorerSpec", "build_scorer"]

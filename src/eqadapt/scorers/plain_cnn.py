@@ -1,0 +1,189 @@
+"""OptC: any network scores poses if it is shown every view (Panigrahi & Mondal 2024).
+
+Each view g_k^-1 . x is mapped to a vector, and its score is the cosine with a fixed random
+vector. Turning the input only permutes its views, so the scores obey the law without an
+equivariant network: exactly under multiples of 90 degrees, up to resampling for the rest.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from eqadapt.errors import UserError
+from eqadapt.groups import CyclicGroup, RotationAction
+from eqadapt.scorers.base import PoseScorer, Prepare, new_scale, scaled, settle
+
+FORMS: dict[str, dict[str, Any]] = {
+    "corrected": {
+        "width": 16,
+        "kernel_size": 5,
+        "layers": 3,
+        "dim": 128,
+        "input_size": 33,
+        "crop": None,
+        "mask_input": True,
+        "half_step": None,
+        "logit_scale": 10.0,
+    },
+    "reference": {
+        "width": 16,
+        "kernel_size": 7,
+        "layers": 3,
+        "dim": 128,
+        "input_size": 96,
+        "crop": 0.8,
+        "mask_input": False,
+        "half_step": False,
+        "logit_scale": 0.0,
+    },
+}
+
+
+class PlainCNN(PoseScorer):
+    """Strided convolutions on every view; the score is a cosine with a fixed vector.
+
+    Args:
+        group: Any C_n.
+        in_channels: Channels of the images.
+        form: ``"corrected"``, or ``"reference"`` (306,544 parameters at 96 pixels; cosines
+            without a factor, which floor an 8-way cross-entropy at 0.67).
+        width: Channels of the first layers; the third has twice as many.
+        kernel_size: Side of the filters, odd.
+        layers: Convolutions, each of stride 2.
+        dim: Length of the vectors.
+        input_size: Images are resized to this side once, then turned.
+        crop: Central share of the image that is looked at.
+        mask_input: Mask the corners of the views.
+        half_step: Turn all views by half a step more, so that none of them is crisp; by default
+            where the group has elements that are no multiples of 90 degrees.
+        logit_scale: Initial value of the learnt factor of the cosines; 0 for none.
+        interpolation: Of the views: ``"bilinear"`` or ``"bicubic"``.
+
+    Raises:
+        UserError: Unknown form, or sizes that do not fit.
+    """
+
+    prepare: Prepare
+    reference: Tensor
+
+    def __init__(
+        self,
+        group: CyclicGroup,
+        in_channels: int,
+        *,
+        form: str = "corrected",
+        width: int | None = None,
+        kernel_size: int | None = None,
+        layers: int | None = None,
+        dim: int | None = None,
+        input_size: int | None = None,
+        crop: float | None = None,
+        mask_input: bool | None = None,
+        half_step: bool | None = None,
+        logit_scale: float | None = None,
+        interpolation: str = "bilinear",
+    ) -> None:
+        super().__init__(group, in_channels)
+        given = {k: v for k, v in locals().items() if k in FORMS["corrected"]}
+        s = settle("plain_cnn", FORMS, form, given)
+        inexact = len(group.exact_elements) < group.order
+        self.half_step = inexact if s["half_step"] is None else bool(s["half_step"])
+        acting = CyclicGroup(2 * group.order) if self.half_step else group
+        mask = "disk" if s["mask_input"] else None
+        self.action = RotationAction(acting, interpolation, padding="border", mask=mask)
+        self.prepare = Prepare(s["input_size"], s["crop"])
+        build = _reference_network if form == "reference" else _network
+        self.network = build(in_channels, s)
+        self.register_buffer("reference", torch.randn(s["dim"]))
+        self.logit_scale = new_scale(s["logit_scale"])
+
+    def views(self, prepared: Tensor) -> Tensor:
+        """All views of prepared images; (B, K, C, size, size)."""
+        if not self.half_step:
+            return self.action.orbit(prepared)
+        order = self.group.order
+        turns = [(1 - 2 * k) % (2 * order) for k in range(order)]
+        return torch.stack([self.action.turn(prepared, turn) for turn in turns], dim=1)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Vectors (B, K, dim) of all views of images (B, C, H, H), for losses on them."""
+        views = self.views(self.prepare(x.float()))
+        return self.network(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+
+    def logits(self, vectors: Tensor) -> Tensor:
+        """Pose logits (B, K) of the vectors (B, K, dim)."""
+        return scaled(F.cosine_similarity(vectors, self.reference, dim=-1), self.logit_scale)
+
+    def score(self, views: Tensor) -> Tensor:
+        """Pose logits of prepared images."""
+        return self.logits(self.embed(views))
+
+    def export(self) -> nn.Module:
+        """A copy in evaluation mode, batch norms folded into the convolutions."""
+        exported = copy.deepcopy(self).eval().requires_grad_(False)
+        exported.network = _fold(exported.network)
+        return exported
+
+
+def contrast(vectors: Tensor) -> Tensor:
+    """How alike the vectors of different views are: mean |cosine| over pairs of views.
+
+    On normalized vectors, so that shrinking them all gains nothing.
+
+    Args:
+        vectors: (B, K, dim), K > 1.
+    """
+    unit = F.normalize(vectors, dim=-1)
+    cosines = unit @ unit.transpose(1, 2)
+    order = cosines.shape[1]
+    off = ~torch.eye(order, dtype=torch.bool, device=cosines.device)
+    return cosines[:, off].abs().mean()
+
+
+def _network(in_channels: int, s: dict[str, Any]) -> nn.Sequential:
+    kernel, width, side = s["kernel_size"], s["width"], s["input_size"]
+    layers: list[nn.Module] = []
+    channels = in_channels
+    for layer in range(s["layers"]):
+        out = width * (2 if layer >= 2 else 1)
+        conv = nn.Conv2d(channels, out, kernel, stride=2, padding=kernel // 2, bias=False)
+        layers += [conv, nn.BatchNorm2d(out), nn.GELU()]
+        channels, side = out, (side - 1) // 2 + 1
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side * side, s["dim"]))
+
+
+def _reference_network(in_channels: int, s: dict[str, Any]) -> nn.Sequential:
+    kernel, width, side = s["kernel_size"], s["width"], s["input_size"]
+    layers: list[nn.Module] = []
+    channels = in_channels
+    for layer in range(s["layers"]):
+        widen = layer % 3 == 2
+        width, padding = width * (2 if widen else 1), int(widen)
+        conv = nn.Conv2d(channels, width, kernel, stride=2, padding=padding)
+        layers += [conv, nn.BatchNorm2d(width), nn.GELU()]
+        channels, side = width, (side + 2 * padding - kernel) // 2 + 1
+        if side < 1:
+            raise UserError(
+                f"scorer 'plain_cnn': input_size {s['input_size']} is too small for "
+                f"{s['layers']} layers with kernel {kernel}",
+                fix="a larger input_size, fewer layers or a smaller kernel",
+            )
+    size = channels * side * side
+    head = [nn.BatchNorm1d(size), nn.Dropout(0.5), nn.ReLU(), nn.Linear(size, s["dim"])]
+    return nn.Sequential(*layers, nn.Flatten(), *head)
+
+
+def _fold(network: nn.Sequential) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for layer in network:
+        if isinstance(layer, nn.BatchNorm2d) and isinstance(layers[-1], nn.Conv2d):
+            layers[-1] = fuse_conv_bn_eval(layers[-1], layer)
+        else:
+            layers.append(layer)
+    return nn.Sequential(*layers).requires_grad_(False)

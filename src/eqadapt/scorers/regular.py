@@ -1,0 +1,71 @@
+"""What the networks on regular fields share: sizes, scoring, export."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from eqadapt.errors import UserError
+from eqadapt.scorers.base import MAX_LOGIT_SCALE, PoseScorer, scaled
+from eqadapt.scorers.layers import PooledConv, plain_layers
+
+STRIDE_FROM = 41  # inputs at least this large are halved by the first layer
+
+
+def first_stride(settings: dict[str, Any]) -> int:
+    """The stride of the first layer: as set, else 2 for large inputs."""
+    return settings["stride"] or (2 if settings["input_size"] >= STRIDE_FROM else 1)
+
+
+def feature_side(
+    name: str, input_size: int, kernel: int, stride: int, inner_kernels: list[int]
+) -> int:
+    """Side of the map that the last layer sees, after a strided stem and valid convolutions.
+
+    Args:
+        name: Of the scorer, for messages.
+        input_size: Side of the input.
+        kernel: Side of the first layer's filters.
+        stride: Of the first layer.
+        inner_kernels: Filters of the layers after it, the last one included.
+
+    Raises:
+        UserError: The stride does not divide what it must, or nothing is left; the message
+            names sizes that work.
+    """
+    shrink = sum(inner - 1 for inner in inner_kernels)
+    smallest = kernel + stride * shrink
+    if input_size < smallest or (input_size - kernel) % stride:
+        sizes = ", ".join(str(smallest + stride * step) for step in range(3))
+        raise UserError(
+            f"scorer {name!r}: input_size {input_size} does not fit kernels "
+            f"{[kernel, *inner_kernels]} with a first stride of {stride}",
+            fix=f"input_size {sizes}, ... (every {stride}), smaller kernels or fewer layers",
+        )
+    return (input_size - kernel) // stride + 1 - (shrink - inner_kernels[-1] + 1)
+
+
+class RegularScorer(PoseScorer):
+    """Prepared images, a body of layers on regular fields, a pooled last layer."""
+
+    body: nn.Sequential
+    head: PooledConv
+    logit_scale: nn.Parameter | None
+
+    def score(self, views: Tensor) -> Tensor:
+        """Pose logits (B, n) of prepared images (B, C, size, size)."""
+        return scaled(self.head(self.body(views)), self.logit_scale)
+
+    def plain_network(self) -> nn.Sequential:
+        """Prepared images to logits, in plain layers for evaluation."""
+        scale = 1.0
+        if self.logit_scale is not None:
+            scale = float(self.logit_scale.detach().clamp(0.0, MAX_LOGIT_SCALE))
+        return nn.Sequential(plain_layers(self.body), self.head.plain(scale))
+
+    def export(self) -> nn.Sequential:
+        """Resize, plain convolutions, one linear layer; same outputs in evaluation mode."""
+        exported = nn.Sequential(self.prepare, self.plain_network())
+        return copy.deepcopy(exported).eval().requires_grad_(False)

@@ -1,0 +1,333 @@
+"""Pose scorers: the law, the registry, export and checkpoints."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eqadapt.errors import UserError
+from eqadapt.groups import CyclicGroup, RotationAction
+from eqadapt.scorers import SCORERS, build_scorer
+from eqadapt.scorers.plain_cnn import contrast
+
+C4, C8 = CyclicGroup(4), CyclicGroup(8)
+SMALL = {
+    "group_cnn": {"width": 4, "input_size": 33},
+    "group_wrn": {"width": 8, "input_size": 33},
+    "paired_cnn": {"width": 4, "input_size": 33},
+    "plain_cnn": {"width": 8, "input_size": 33},
+}
+
+
+def smooth_images(count: int, side: int, channels: int = 3, seed: int = 0) -> Tensor:
+    """Images without symmetry that survive resampling: enlarged noise."""
+    noise = torch.randn(count, channels, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(noise, size=(side, side), mode="bicubic", align_corners=False)
+
+
+def settled(scorer: nn.Module, x: Tensor) -> nn.Module:
+    """The scorer in evaluation mode after its statistics have seen some images."""
+    scorer.train()
+    with torch.no_grad():
+        for part in x.split(16):
+            scorer(part)
+    return scorer.eval()
+
+
+def quarter_turn_error(scorer: nn.Module, x: Tensor, order: int) -> tuple[float, float]:
+    """Largest departure from the law under quarter turns, and the share of equal choices."""
+    error, agree = 0.0, 1.0
+    with torch.no_grad():
+        scores = scorer(x)
+        for quarter in (1, 2, 3):
+            expected = scores.roll(quarter * order // 4, 1)
+            turned = scorer(torch.rot90(x, quarter, (-2, -1)))
+            error = max(error, (turned - expected).abs().max().item())
+            same = turned.argmax(1) == expected.argmax(1)
+            agree = min(agree, same.float().mean().item())
+    return error, agree
+
+
+def odd_agreement(scorer: nn.Module, x: Tensor) -> float:
+    """Share of C8 choices that follow turns by odd multiples of 45 degrees."""
+    action = RotationAction(C8)
+    with torch.no_grad():
+        chosen = scorer(x).argmax(1)
+        follows = [(scorer(action.turn(x, k)).argmax(1) - k) % 8 == chosen for k in range(1, 8, 2)]
+    return torch.cat(follows).float().mean().item()
+
+
+@pytest.mark.parametrize("name", sorted(SCORERS))
+@pytest.mark.parametrize("group", [C4, C8], ids=lambda group: group.name)
+@pytest.mark.parametrize("side", [32, 33, 64])
+def test_law_is_exact_under_quarter_turns(name: str, group: CyclicGroup, side: int) -> None:
+    torch.manual_seed(0)
+    x = smooth_images(64, side)
+    scorer = settled(build_scorer(name, group, 3, **SMALL[name]), x)
+    error, agree = quarter_turn_error(scorer, x, group.order)
+    assert error <= 1e-5
+    assert agree == 1.0
+    with torch.no_grad():
+        assert scorer(x).argmax(1).unique().numel() > group.order // 2  # it does distinguish
+
+
+@pytest.mark.parametrize("name", ["group_cnn", "group_wrn", "paired_cnn"])
+def test_law_holds_in_training_mode_where_the_batch_is_turned_as_one(name: str) -> None:
+    torch.manual_seed(0)
+    scorer = build_scorer(name, C8, 3, **SMALL[name]).train()
+    assert quarter_turn_error(scorer, smooth_images(16, 33), 8)[0] <= 1e-4
+
+
+@pytest.mark.parametrize("name", sorted(SCORERS))
+def test_law_holds_at_45_degrees_up_to_resampling(name: str) -> None:
+    torch.manual_seed(0)
+    x = smooth_images(64, 64)
+    scorer = settled(build_scorer(name, C8, 3, **SMALL[name] | {"input_size": 65}), x)
+    assert odd_agreement(scorer, x) >= 0.9
+
+
+def test_square_pooling_breaks_the_law_at_45_degrees() -> None:
+    torch.manual_seed(0)
+    x = smooth_images(64, 64)
+    options = {"width": 4, "input_size": 65, "pool": "square"}
+    assert odd_agreement(settled(build_scorer("group_cnn", C8, 3, **options), x), x) < 0.7
+
+
+def test_reference_form_is_exact_for_c4_and_loses_45_degrees() -> None:
+    torch.manual_seed(0)
+    x = smooth_images(32, 64)
+    options = {"form": "reference", "width": 8, "input_size": 48}
+    assert quarter_turn_error(settled(build_scorer("group_cnn", C4, 3, **options), x), x, 4)[1] == 1
+    assert odd_agreement(settled(build_scorer("group_cnn", C8, 3, **options), x), x) < 0.7
+
+
+def test_pointwise_dropout_breaks_the_law_in_training() -> None:
+    torch.manual_seed(0)
+    scorer = build_scorer("group_cnn", C4, 3, **SMALL["group_cnn"], dropout=0.5).train()
+    assert quarter_turn_error(scorer, smooth_images(16, 33), 4)[0] > 1e-2
+
+
+@pytest.mark.parametrize("order", [12, 16])
+def test_paired_scorer_of_more_copies(order: int) -> None:
+    torch.manual_seed(0)
+    x = smooth_images(32, 64)
+    group = CyclicGroup(order)
+    scorer = settled(build_scorer("paired_cnn", group, 3, width=4, input_size=65), x)
+    assert quarter_turn_error(scorer, x, order)[0] <= 1e-5
+    action = RotationAction(group)
+    with torch.no_grad():
+        chosen = scorer(x).argmax(1)
+        for k in range(1, order // 4):
+            follows = (scorer(action.turn(x, k)).argmax(1) - k) % order == chosen
+            assert follows.float().mean() >= 0.85
+
+
+def test_paired_scorer_of_c4_is_its_network() -> None:
+    torch.manual_seed(0)
+    x = smooth_images(4, 33)
+    paired = build_scorer("paired_cnn", C4, 3, **SMALL["paired_cnn"]).eval()
+    assert torch.equal(paired(x), paired.inner(x))
+
+
+def test_paired_copies_are_resampled_alike() -> None:
+    """White noise loses the same power in every copy: blur cannot tell the pose."""
+    scorer = build_scorer("paired_cnn", C8, 1, width=4, input_size=33)
+    noise = torch.randn(256, 1, 33, 33, generator=torch.Generator().manual_seed(0))
+    first, second = scorer.prepare(noise).chunk(2)
+    assert abs(first.var() / second.var() - 1) < 0.01
+    assert first.var() < 0.8 * scorer.inner.prepare(noise).var()
+
+
+@pytest.mark.parametrize("name", sorted(SCORERS))
+def test_export_is_plain_and_equal(name: str) -> None:
+    torch.manual_seed(0)
+    x = smooth_images(32, 32)
+    scorer = build_scorer(name, C8, 3, **SMALL[name])
+    parameters = scorer.num_parameters
+    optimizer = torch.optim.SGD(scorer.parameters(), 0.05)
+    scorer.train()
+    for _ in range(3):  # statistics, weights and scale away from their initial values
+        F.cross_entropy(scorer(x + 0.5), torch.zeros(32, dtype=torch.long)).backward()
+        optimizer.step()
+    exported = scorer.eval().export()
+    with torch.no_grad():
+        assert (exported(x) - scorer(x)).abs().max() <= 1e-5
+    assert not exported.training
+    assert not any(p.requires_grad for p in exported.parameters())
+    assert not any(type(m).__module__.startswith("escnn") for m in exported.modules())
+    assert scorer.num_parameters == parameters
+
+
+@pytest.mark.parametrize("name", sorted(SCORERS))
+def test_checkpoints_do_not_depend_on_the_mode(name: str, tmp_path) -> None:
+    torch.manual_seed(0)
+    x = smooth_images(8, 32)
+    scorer = build_scorer(name, C8, 3, **SMALL[name])
+    keys = list(scorer.train().state_dict())
+    settled(scorer, x)
+    assert list(scorer.state_dict()) == keys
+    path = tmp_path / "scorer.safetensors"
+    save_file(scorer.state_dict(), path)
+    other = build_scorer(name, C8, 3, **SMALL[name])
+    other.load_state_dict(load_file(path))
+    with torch.no_grad():
+        assert torch.equal(other.eval()(x), scorer(x))
+
+
+@pytest.mark.parametrize("name", sorted(SCORERS))
+def test_training_learns_a_pose(name: str) -> None:
+    """A few steps put an upright image's pose at the identity, and turned ones' where they are."""
+    torch.manual_seed(0)
+    x = smooth_images(16, 32) + 2.0 * torch.linspace(-1, 1, 32)[:, None]
+    scorer = build_scorer(name, C4, 3, **SMALL[name])
+    optimizer = torch.optim.Adam(scorer.parameters(), 1e-2)
+    for _ in range(15):
+        optimizer.zero_grad()
+        F.cross_entropy(scorer(x), torch.zeros(16, dtype=torch.long)).backward()
+        optimizer.step()
+    scorer.eval()
+    with torch.no_grad():
+        for k in range(4):
+            assert (scorer(torch.rot90(x, k, (-2, -1))).argmax(1) == k).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", sorted(SCORERS))
+def test_options_listed_are_options_taken(name: str) -> None:
+    """The registry, which imports nothing, agrees with the classes."""
+    spec = SCORERS[name]
+    cls = getattr(import_module(spec.module), spec.cls)
+    parameters = inspect.signature(cls.__init__).parameters
+    taken = {k for k, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    if name == "paired_cnn":
+        taken |= (SCORERS["group_cnn"].options | SCORERS["group_wrn"].options) - {"form"}
+    assert spec.options == taken
+
+
+def test_registry_imports_no_torch() -> None:
+    code = "import sys, eqadapt.scorers; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "options", "message"),
+    [
+        ("group_gnn", C4, {}, "group_cnn"),
+        ("group_cnn", C4, {"widht": 4}, "width"),
+        ("group_cnn", C4, {"form": "paper"}, "reference"),
+        ("group_cnn", C4, {"width": 0}, "positive integer"),
+        ("group_cnn", C4, {"kernel_size": 4}, "odd"),
+        ("group_cnn", C4, {"layers": 1}, "2 or more"),
+        ("group_cnn", C4, {"input_size": 12}, "13, 14, 15"),
+        ("group_cnn", C4, {"input_size": 64}, "21, 23, 25"),  # (64 - 5) is odd, the stride is 2
+        ("group_cnn", C4, {"input_size": 33, "stride": 3}, "29, 32, 35"),
+        ("group_cnn", C4, {"pool": "max"}, "disk or square"),
+        ("group_cnn", C4, {"crop": 1.5}, "share"),
+        ("group_wrn", C4, {"width": 6}, "multiple of 4"),
+        ("group_wrn", C4, {"input_size": 17}, "19, 20, 21"),
+        ("paired_cnn", CyclicGroup(6), {}, "C8"),
+        ("paired_cnn", C8, {"inner": "plain_cnn"}, "group_wrn"),
+        ("paired_cnn", C8, {"blocks": 2}, "blocks"),
+        ("paired_cnn", C8, {"interpolation": "nearest"}, "bicubic"),
+        ("plain_cnn", C8, {"form": "reference", "input_size": 24}, "larger input_size"),
+    ],
+)
+def test_mistakes_are_named(name: str, group: CyclicGroup, options: dict, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build_scorer(name, group, 3, **options)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 32, 32), (2, 3, 32, 30), (3, 32, 32)])
+def test_wrong_images_are_refused(shape: tuple[int, ...]) -> None:
+    scorer = build_scorer("group_cnn", C4, 3, **SMALL["group_cnn"])
+    with pytest.raises(UserError, match="3 channels"):
+        scorer(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(("size", "step"), [(65, 2), (33, 1)])
+def test_every_size_the_message_names_works(size: int, step: int) -> None:
+    with pytest.raises(UserError) as caught:
+        build_scorer("group_cnn", C4, 1, width=1, input_size=2, stride=step)
+    sizes = [int(word) for word in caught.value.fix.replace(",", "").split() if word.isdigit()]
+    for named in sizes[:3]:
+        scorer = build_scorer("group_cnn", C4, 1, width=1, input_size=named, stride=step).eval()
+        x = torch.rand(2, 1, named, named, generator=torch.Generator().manual_seed(0))
+        assert quarter_turn_error(scorer, x, 4)[0] <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "order", "options", "count"),
+    [
+        ("group_cnn", 4, {}, 91_392),
+        ("group_cnn", 8, {}, 181_504),
+        ("group_cnn", 8, {"kernel_size": 7}, 296_864),
+        ("group_cnn", 8, {"kernel_size": 9}, 511_104),
+        ("group_cnn", 4, {"kernel_size": 9}, 257_152),
+        ("group_wrn", 4, {}, 1_858_864),
+        ("group_wrn", 4, {"kernel_size": 3}, 1_013_824),
+        ("group_wrn", 4, {"kernel_size": 3, "width": 32}, 254_496),
+        ("plain_cnn", 8, {}, 306_544),
+        ("plain_cnn", 8, {"width": 32, "kernel_size": 7}, None),
+    ],
+)
+def test_parameters_of_the_reference_forms(
+    name: str, order: int, options: dict, count: int | None
+) -> None:
+    scorer = build_scorer(name, CyclicGroup(order), 3, form="reference", **options)
+    if count is None:
+        assert 6.8e5 < scorer.num_parameters < 7.0e5
+    else:
+        assert scorer.num_parameters == count
+
+
+def test_logit_scale_is_kept_in_bounds() -> None:
+    scorer = build_scorer("group_cnn", C4, 3, **SMALL["group_cnn"]).eval()
+    x = smooth_images(4, 33)
+    with torch.no_grad():
+        scorer.logit_scale.fill_(50.0)
+        most = scorer(x)
+        scorer.logit_scale.fill_(1000.0)
+        assert torch.equal(scorer(x), most)
+        assert torch.allclose(scorer.export()(x), most, atol=1e-5)
+
+
+def test_half_precision_regions_do_not_reach_the_scorer() -> None:
+    scorer = build_scorer("group_cnn", C4, 3, **SMALL["group_cnn"]).eval()
+    x = smooth_images(4, 33)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(scorer(x), scorer(x.float()))
+        assert scorer(x).dtype == torch.float32
+
+
+def test_contrast_does_not_see_lengths() -> None:
+    vectors = torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(0))
+    lengths = torch.rand(4, 8, 1, generator=torch.Generator().manual_seed(1)) + 0.1
+    assert torch.allclose(contrast(vectors), contrast(1e-3 * lengths * vectors))
+    assert contrast(torch.eye(8).expand(4, 8, 8)) == 0  # orthogonal
+    assert torch.allclose(contrast(torch.ones(4, 8, 16)), torch.ones(()))  # all alike
+
+
+def test_plain_scorer_gives_the_vectors_it_scores() -> None:
+    torch.manual_seed(0)
+    scorer = build_scorer("plain_cnn", C8, 3, **SMALL["plain_cnn"]).eval()
+    x = smooth_images(4, 32)
+    vectors = scorer.embed(x)
+    assert vectors.shape == (4, 8, 128)
+    assert torch.equal(scorer.logits(vectors), scorer(x))
+
+
+def test_half_step_views_are_all_resampled_alike() -> None:
+    noise = torch.randn(256, 1, 33, 33, generator=torch.Generator().manual_seed(0))
+    for half_step, spread in ((True, 0.01), (False, 0.2)):
+        scorer = build_scorer("plain_cnn", C8, 1, **SMALL["plain_cnn"], half_step=half_step)
+        power = scorer.views(noise).var(dim=(0, 2, 3, 4))
+        ratio = float(power.max() / power.min()) - 1
+        assert ratio < 0.01 if half_step else ratio > spread
