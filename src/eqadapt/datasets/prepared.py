@@ -1,0 +1,214 @@
+"""The prepared form of a data set: one safetensors file a split.
+
+``images`` uint8 (N, H, W, C), ``labels`` int64 (N,), ``index`` int64 (N,) (row in the source);
+metadata: dataset, split, classes (JSON list), source (JSON), data_sha256, format_version, and
+``preparation`` (JSON: how the split was made).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eqadapt.datasets.stratify import stratified_sample
+from eqadapt.errors import UserError
+from eqadapt.files import atomic_path, json_dumps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SPLITS = ("train", "validation", "test")
+FORMAT_VERSION = "1"
+_LIMIT_SEED = 0
+_CHUNK_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A split in memory.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,).
+        index: int64 (N,), row in the source.
+        classes: Class names; a label is a position in them.
+        metadata: The file's metadata, all strings.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    classes: tuple[str, ...]
+    metadata: dict[str, str]
+
+
+def split_path(folder: str | Path, split: str) -> Path:
+    """The file of a split in ``data/prepared/<dataset>``."""
+    return Path(folder, f"{split}.safetensors")
+
+
+def read_metadata(folder: str | Path, split: str) -> dict[str, str]:
+    """The metadata of a split, without its images and without torch."""
+    from safetensors import SafetensorError, safe_open
+
+    path = _existing(folder, split)
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise _unusable(path, str(error)) from error
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise _unusable(path, f"format version {metadata.get('format_version')}")
+    return metadata
+
+
+def load(
+    folder: str | Path,
+    split: str,
+    limit: int | None = None,
+    *,
+    check: bool = False,
+    mapped: bool = False,
+) -> Prepared:
+    """Load a split.
+
+    Args:
+        folder: ``data/prepared/<dataset>``.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        limit: Keep a fixed stratified sample of at most so many images; a smaller limit keeps a
+            part of what a larger one does.
+        check: Compare the bytes with the checksum in the metadata.
+        mapped: Leave the images in the file and read them on use, for data larger than memory;
+            ``images`` is then a view in channels-last order.
+
+    Raises:
+        UserError: The split is not prepared, or the file is not what was written.
+    """
+    import torch
+    from safetensors import safe_open
+
+    metadata = read_metadata(folder, split)
+    path = split_path(folder, split)
+    with safe_open(path, framework="pt") as file:
+        images, labels, index = (file.get_tensor(key) for key in ("images", "labels", "index"))
+    if check and data_sha256(images.numpy(), labels.numpy()) != metadata["data_sha256"]:
+        raise _unusable(path, "its images and labels do not match their checksum")
+    if limit is not None and limit < len(labels):
+        rows = torch.from_numpy(stratified_sample(labels.numpy(), limit, _LIMIT_SEED))
+        images, labels, index = images[rows], labels[rows], index[rows]
+    images = images.permute(0, 3, 1, 2)
+    if not mapped:
+        images, labels, index = images.contiguous(), labels.clone(), index.clone()
+    return Prepared(images, labels, index, tuple(json.loads(metadata["classes"])), metadata)
+
+
+def data_sha256(images: np.ndarray, labels: np.ndarray) -> str:
+    """SHA-256 over the bytes of the images (N, H, W, C), then of the labels."""
+    digest = hashlib.sha256()
+    step = max(1, _CHUNK_BYTES // max(1, images[:1].nbytes))
+    for start in range(0, len(images), step):
+        digest.update(np.ascontiguousarray(images[start : start + step]).data)
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+    return digest.hexdigest()
+
+
+class SplitWriter:
+    """A split being written, image by image, straight into its file.
+
+    Args:
+        path: The file, of its full size already.
+        header: Bytes of the header, without the checksum in it.
+        images: uint8 (N, H, W, C), memory-mapped.
+        labels: int64 (N,).
+    """
+
+    def __init__(self, path: Path, labels: np.ndarray, shape: tuple[int, int, int]) -> None:
+        self.path, self.labels = path, labels
+        self.shape = (len(labels), *shape)
+        self.written = np.zeros(len(labels), dtype=bool)
+        self.images: np.ndarray
+
+    def put(self, rows: np.ndarray, images: np.ndarray) -> None:
+        """Write images (B, H, W, C) to rows (B,)."""
+        self.images[rows] = images
+        self.written[rows] = True
+
+
+@contextmanager
+def write_split(
+    path: Path,
+    labels: np.ndarray,
+    index: np.ndarray,
+    shape: tuple[int, int, int],
+    metadata: dict[str, str],
+) -> Iterator[SplitWriter]:
+    """Write a split with bounded memory; the file appears whole or not at all.
+
+    The safetensors library wants all tensors in memory and writes metadata in an order that
+    changes from run to run, so the header (its length, then JSON) is written here.
+
+    Args:
+        path: The file.
+        labels: int64 (N,).
+        index: int64 (N,).
+        shape: (H, W, C).
+        metadata: Without ``data_sha256`` and ``format_version``, which are added.
+    """
+    writer = SplitWriter(path, labels, shape)
+    metadata = {**metadata, "format_version": FORMAT_VERSION}
+    with atomic_path(path) as temporary:
+        header = _header(writer.shape, {**metadata, "data_sha256": "0" * 64})
+        tables = np.stack([index, labels]).astype("<i8").tobytes()
+        n_bytes = int(np.prod(writer.shape, dtype=np.int64))
+        with temporary.open("wb") as stream:
+            stream.write(header + tables)
+            stream.truncate(len(header) + len(tables) + n_bytes)
+        images = np.memmap(temporary, np.uint8, "r+", len(header) + len(tables), shape=writer.shape)
+        writer.images = images
+        yield writer
+        if not writer.written.all():
+            raise RuntimeError(f"{int((~writer.written).sum())} images of {path.name} are missing")
+        digest = data_sha256(images, labels)
+        images.flush()
+        with temporary.open("r+b") as stream:
+            stream.write(_header(writer.shape, {**metadata, "data_sha256": digest}))
+
+
+def _header(shape: tuple[int, ...], metadata: dict[str, str]) -> bytes:
+    """Integers before bytes, so that every tensor is aligned."""
+    n, tables = shape[0], 16 * shape[0]
+    tensors = {
+        "index": {"dtype": "I64", "shape": [n], "data_offsets": [0, 8 * n]},
+        "labels": {"dtype": "I64", "shape": [n], "data_offsets": [8 * n, tables]},
+        "images": {
+            "dtype": "U8",
+            "shape": list(shape),
+            "data_offsets": [tables, tables + int(np.prod(shape, dtype=np.int64))],
+        },
+    }
+    text = json_dumps({"__metadata__": metadata, **tensors}, indent=None).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _existing(folder: str | Path, split: str) -> Path:
+    path = split_path(folder, split)
+    if not path.is_file():
+        raise UserError(
+            f"the {split} split is not prepared",
+            where=str(path),
+            fix=f"run eqadapt download, verify and prepare for {Path(folder).name}",
+        )
+    return path
+
+
+def _unusable(path: Path, why: str) -> UserError:
+    return UserError(f"the split cannot be used: {why}", where=str(path), fix="prepare it again")

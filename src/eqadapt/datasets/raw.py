@@ -1,0 +1,202 @@
+"""A data set as it came: one archive in ``data/raw/<dataset>`` and the record of its origin.
+
+``source.json`` is written with the archive, ``verified.json`` when the archive was hashed again
+and compared with the published checksum. Neither has a path of this machine in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eqadapt.datasets import manifest, registry
+from eqadapt.datasets.archives import Member, members
+from eqadapt.datasets.fetch import file_digests, mismatch
+from eqadapt.datasets.source import Checksum, Source
+from eqadapt.errors import UserError
+from eqadapt.files import write_json
+
+RECORD = "source.json"
+VERIFIED = "verified.json"
+# The one place that names a folder of the user's, kept out of the records.
+FOLDER_PATH = "folder.path"
+
+OFFICIAL = "official"  # layout: the official release, read by the source's own reader
+IMAGES = "images"  # layout: a tree of image files
+
+
+@dataclass(frozen=True)
+class Raw:
+    """The archive of a data set, with its record.
+
+    Args:
+        folder: ``data/raw/<dataset>``.
+        record: The contents of ``source.json``, or of ``verified.json``, which has all of it.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """The archive."""
+        return self.folder / self.record["file"]
+
+    @property
+    def name(self) -> str:
+        """The archive's name, for errors."""
+        return self.record["file"]
+
+    @property
+    def is_manifest(self) -> bool:
+        """Whether the archive is a manifest of a folder that stays where it is."""
+        return self.name.endswith(manifest.SUFFIX)
+
+    @property
+    def user_folder(self) -> Path:
+        """The folder that a manifest is of."""
+        note = self.folder / FOLDER_PATH
+        if not note.is_file():
+            raise UserError(
+                "the place of the folder is not known here",
+                where=self.name,
+                fix="download again with --folder",
+            )
+        return Path(note.read_text(encoding="utf-8").strip())
+
+    def members(self) -> Iterator[Member]:
+        """The files inside, in their order in the archive."""
+        if self.is_manifest:
+            return manifest.manifest_members(self.path, self.user_folder)
+        return members(self.path)
+
+    def read_members(self, wanted: list[str]) -> dict[str, bytes]:
+        """File name (without folders) -> bytes of the wanted members.
+
+        Raises:
+            UserError: One is not in the archive.
+        """
+        found: dict[str, bytes] = {}
+        for member in self.members():
+            base = member.name.rsplit("/", 1)[-1]
+            if base in wanted and base not in found:
+                found[base] = member.read()
+            if len(found) == len(wanted):
+                break
+        missing = [name for name in wanted if name not in found]
+        if missing:
+            raise UserError(
+                f"the archive lacks {', '.join(missing)}",
+                where=self.name,
+                fix="remove it and download again",
+            )
+        return found
+
+
+def open_raw(folder: Path, dataset: str, name: str = RECORD) -> Raw:
+    """The archive of ``dataset`` in ``folder``, from its record.
+
+    Raises:
+        UserError: There is no record, it is of another data set, or the archive is gone.
+    """
+    verb = "download" if name == RECORD else "verify"
+    path = folder / name
+    if not path.is_file():
+        raise UserError(
+            f"{dataset} has no {name}",
+            where=str(folder),
+            fix=f"run eqadapt {verb} --dataset {dataset} first",
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        raw = Raw(folder, record)
+        found = record["dataset"]
+        gone = not raw.path.is_file()
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"the record cannot be read ({error})", where=str(path), fix=f"run eqadapt {verb} again"
+        ) from error
+    if found != dataset:
+        raise UserError(
+            f"this is the data set {found!r}, not {dataset!r}",
+            where=str(path),
+            fix="give each data set a folder of its own",
+        )
+    if gone:
+        raise UserError(
+            f"{raw.name} is gone", where=str(folder), fix=f"run eqadapt download for {dataset}"
+        )
+    return raw
+
+
+def layout_source(record: dict[str, Any]) -> Source:
+    """The source whose files the archive holds: the base, where the data set is generated."""
+    base = record.get("generated_from")
+    return registry.get(base) if base else registry.source_of(record)
+
+
+def verify(dataset: str, folder: Path, out: Path | None = None) -> dict[str, Any]:
+    """Hash the archive again and compare it with its published checksum.
+
+    Args:
+        dataset: Its name.
+        folder: ``data/raw/<dataset>``.
+        out: The record to write; by default ``verified.json`` in ``folder``.
+
+    Returns:
+        The record: that of the download, the SHA-256 found, and what it was checked against:
+        ``checked_against`` is ``"published"``, ``"mirror"`` (a note beside the mirror's archive)
+        or None (only recorded).
+
+    Raises:
+        UserError: A checksum differs; names both. The archive is removed then, so that the next
+            download starts anew.
+    """
+    out = out or folder / VERIFIED
+    out.unlink(missing_ok=True)
+    raw = open_raw(folder, dataset)
+    record = raw.record
+    checksum = _checksum(record)
+    algorithms = {"sha256", checksum.algorithm} if checksum else {"sha256"}
+    found = file_digests(raw.path, algorithms)
+    acquired = Checksum("sha256", record["sha256"], "the download's record")
+    for expected in (checksum, acquired):
+        if expected and found[expected.algorithm] != expected.value:
+            n_bytes = raw.path.stat().st_size
+            raw.path.unlink()
+            raise mismatch(raw.name, expected, found[expected.algorithm], n_bytes)
+    parts = _check_parts(raw)
+    if raw.is_manifest:
+        manifest.check_manifest(raw.path, raw.user_folder)
+    published = record["layout"] == OFFICIAL and (checksum is not None or parts)
+    against = "published" if published else "mirror" if checksum else None
+    verified = {**record, "sha256": found["sha256"], "checked_against": against}
+    write_json(out, verified)
+    return verified
+
+
+def _checksum(record: dict[str, Any]) -> Checksum | None:
+    """What the archive is compared with: the registered sum, never one that lies beside it."""
+    if record["layout"] != OFFICIAL:
+        return Checksum(**record["checksum"]) if record["checksum"] else None
+    source = layout_source(record)
+    return source.files[0].checksum if len(source.files) == 1 else None
+
+
+def _check_parts(raw: Raw) -> bool:
+    """Check the files of a release of several files, packed in one archive, one by one."""
+    files = layout_source(raw.record).files
+    if raw.record["layout"] != OFFICIAL or len(files) < 2:
+        return False
+    data = raw.read_members([file.name for file in files])
+    for file in files:
+        if file.checksum:
+            found = hashlib.new(file.checksum.algorithm, data[file.name], usedforsecurity=False)
+            if found.hexdigest() != file.checksum.value:
+                raw.path.unlink()
+                raise mismatch(file.name, file.checksum, found.hexdigest(), len(data[file.name]))
+    return all(file.checksum for file in files)

@@ -1,0 +1,1 @@
+"""One module a data set (or a family in one format), each with ``SOURCES``."""
