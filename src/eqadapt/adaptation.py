@@ -24,6 +24,7 @@ from eqadapt.methods import Method, get_method
 from eqadapt.scorers import build_scorer
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import check_sizes
+from eqadapt.view_scorers import build_view_scorer
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,16 @@ class ImageScorer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pose logits (B, K)."""
-        return self.network((x - self.mean) / self.std)
+        return self.network(self._normalised(x))
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+    def contrast(self, x: Tensor) -> Tensor:
+        """How alike the network's vectors of different views are (OptC); a scalar."""
+        from eqadapt.scorers.plain_cnn import contrast
+
+        return contrast(self.network.embed(self._normalised(x)))  # type: ignore[operator]
 
     def export(self) -> ImageScorer:
         """The same scores from plain convolutions, for inference."""
@@ -117,16 +127,19 @@ def build_model(
     """
     method = get_method(method) if isinstance(method, str) else method
     action = build_action(recipe, group)
-    scorer: nn.Module | None = None
-    if method.scorer == "image":
-        options = dict(recipe["scorer"])
-        name = options.pop("name")
-        network = build_scorer(name, action.group, kind.channels, **options)
-        scorer = ImageScorer(network, backbone.mean, backbone.std)
-    elif method.scorer not in (None, "true_pose"):
-        raise UserError(f"unknown scorer {method.scorer!r} of method {method.name!r}")
-    selection = "identity" if method.scorer == "true_pose" else method.selection
-    return Symmetrized(backbone, action, selection, scorer)
+    if method.scorer in (None, "true_pose"):
+        selection = "identity" if method.scorer else method.selection
+        return Symmetrized(backbone, action, selection)
+    if method.scorer != "image":
+        view_scorer = build_view_scorer(str(method.scorer), backbone.feature_count)
+        return Symmetrized(backbone, action, method.selection, view_scorer=view_scorer)
+    options = dict(recipe["scorer"])
+    name = options.pop("name")
+    if method.network and name != method.network:
+        name, options = method.network, {}
+    network = build_scorer(name, action.group, kind.channels, **options)
+    scorer = ImageScorer(network, backbone.mean, backbone.std)
+    return Symmetrized(backbone, action, method.selection, scorer, samples=method.samples)
 
 
 def choose_device(name: str) -> torch.device:

@@ -52,24 +52,30 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
+    @property
+    def feature_count(self) -> int:
+        """Dimension of the penultimate features."""
+        return int(
+            self.network.head_hidden_size
+            if hasattr(self.network, "head_hidden_size")
+            else self.network.num_features
+        )  # type: ignore[arg-type]
+
     def prepare(self, x: Tensor) -> Tensor:
         """Images (B, C, H, H) in [0, 1] to normalised images (B, C, size, size)."""
         return (to_size(x, self.size) - self.mean) / self.std
 
-    def features(self, x: Tensor) -> Tensor:
-        """Penultimate features (B, D)."""
-        maps = self.network.forward_features(self.prepare(x))  # type: ignore[operator]
-        return self.network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
-
-    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Penultimate features (B, D) and logits (B, classes), in one pass."""
+    def forward(self, x: Tensor, with_features: bool = False) -> Any:
+        """Logits (B, classes); ``with_features``: penultimate features (B, D) and logits."""
+        if not with_features:
+            return self.network(self.prepare(x))
         maps = self.network.forward_features(self.prepare(x))  # type: ignore[operator]
         features = self.network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
         return features, self.network.forward_head(maps)  # type: ignore[operator]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, classes)."""
-        return self.network(self.prepare(x))
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Penultimate features (B, D) and logits (B, classes), in one pass."""
+        return self(x, with_features=True)
 
 
 def to_size(x: Tensor, size: int) -> Tensor:

@@ -74,4 +74,5 @@ class CifarResNet(nn.Module):
         return x if pre_logits else self.linear(x)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, classes) of images (B, in_chans, 32, 32), normalised."""
         return self.forward_head(self.forward_features(x))

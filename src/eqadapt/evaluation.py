@@ -73,7 +73,7 @@ def orbit_accuracy(
                 identities += (output.chosen == 0).sum()
     model.train(was_training)
     accuracy = (correct / len(images)).tolist()
-    scored = model.scorer is not None
+    scored = model.scorer is not None or model.view_scorer is not None
     return {
         "val_acc": accuracy[0],
         "val_cn_avg": sum(accuracy) / order,
@@ -163,9 +163,7 @@ def predict_orbit(
     """
     model.eval()
     group = poses.group if method.scorer == "true_pose" else model.action.group
-    chooses = method.scorer is not None and (
-        method.scorer == "true_pose" or model.selection.one_hot
-    )
+    chooses = method.scorer == "true_pose" or model.canonicalizes
     columns: dict[str, list[np.ndarray]] = {name: [] for name in _COLUMNS}
     passes = 0.0
     for rows, x in batches(images, pipeline, poses, batch_size):
@@ -180,7 +178,8 @@ def predict_orbit(
                 canonical, chosen = _forward(model, method, poses, turned, pose)
                 logits = _shared_logits(model.backbone, canonical, seen.setdefault(angle % 90, []))
             else:
-                logits, chosen = model(turned).logits, None
+                output = model(turned)
+                logits, chosen = output.logits, output.chosen
             score, prediction = logits.float().softmax(dim=1).max(dim=1)
             count = len(x)
             columns["index"].append(index[rows].cpu().numpy().astype(np.int32))

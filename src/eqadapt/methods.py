@@ -22,10 +22,14 @@ class Method:
         summary: One sentence for people.
         paper: Key of the paper in ``config/published.yaml`` or a citation.
         scorer: Who scores the poses: ``None`` (nobody), ``"image"`` (a network that looks at the
-            input, built from the study's ``scorer`` section) or ``"true_pose"`` (the oracle).
+            input, built from the study's ``scorer`` section), ``"true_pose"`` (the oracle), or a
+            key of ``eqadapt.view_scorers.VIEW_SCORERS`` (by the backbone's outputs on the views).
         selection: How scores become weights: a name of ``eqadapt.symmetrize.SELECTIONS``.
         prior: ``None``, ``"identity"`` (the paper's: cross-entropy to the identity on inputs as
             they are) or ``"rotated"`` (on randomly turned inputs, the applied element as target).
+        network: The scorer's network, where the method is bound to one; else the study's.
+        contrast: The embeddings of the views are pushed apart (OptC).
+        samples: Poses drawn in evaluation, for the selection ``"sample"``.
         rotates_input: Training inputs are turned by random elements of the group.
         uses_group: Whether the method is trained for a group; else its runs carry ``C1``.
         train_as: Evaluated with the checkpoint of this other method; None trains its own.
@@ -38,6 +42,9 @@ class Method:
     scorer: str | None = None
     selection: str = "uniform"
     prior: str | None = None
+    network: str | None = None
+    contrast: bool = False
+    samples: int = 1
     rotates_input: bool = False
     uses_group: bool = True
     train_as: str | None = None
@@ -144,5 +151,97 @@ register(
         selection="argmax",
         uses_group=False,
         train_as="vanilla",
+    )
+)
+register(
+    Method(
+        name="optc",
+        summary="OptC: any plain network embeds every view; the pose whose vector is closest to a "
+        "fixed one wins. With the prior.",
+        paper="panigrahi2024",
+        scorer="image",
+        network="plain_cnn",
+        selection="argmax",
+        prior="identity",
+        contrast=True,
+    )
+)
+register(
+    Method(
+        name="optc_noprior",
+        summary="OptC without the prior: the contrast alone makes the winner unique.",
+        paper="panigrahi2024",
+        scorer="image",
+        network="plain_cnn",
+        selection="argmax",
+        contrast=True,
+    )
+)
+register(
+    Method(
+        name="equitune",
+        summary="The mean of the backbone's outputs over all views.",
+        paper="basu2023lambda",
+        selection="uniform",
+    )
+)
+register(
+    Method(
+        name="lambda_equitune",
+        summary="A mean over all views with weights that a small network reads off the backbone's "
+        "features.",
+        paper="basu2023lambda",
+        scorer="lambda",
+        selection="softmax",
+    )
+)
+register(
+    Method(
+        name="equizero",
+        summary="The view of which the backbone is surest.",
+        paper="basu2023lambda",
+        scorer="confidence",
+        selection="argmax",
+    )
+)
+register(
+    Method(
+        name="equizero_entropy",
+        summary="The view with the least entropy of the backbone's class probabilities.",
+        paper="basu2023lambda",
+        scorer="entropy",
+        selection="argmax",
+    )
+)
+register(
+    Method(
+        name="lps",
+        summary="Probabilistic symmetrization: poses are drawn from the scorer's distribution, and "
+        "the outputs averaged over ten draws.",
+        paper="kim2023lps",
+        scorer="image",
+        selection="sample",
+        samples=10,
+    )
+)
+register(
+    Method(
+        name="weighted_frame",
+        summary="PRLC's network with all views weighted by their scores, trained end to end.",
+        paper="arXiv 2402.16077",
+        scorer="image",
+        selection="softmax",
+        prior="identity",
+    )
+)
+register(
+    Method(
+        name="top_2",
+        summary="PRLC with the two best views, weighted by their scores.",
+        paper="arXiv 2402.16077",
+        scorer="image",
+        selection="top_2",
+        prior="identity",
+        train_as="prlc",
     )
 )

@@ -15,6 +15,7 @@ import torch
 from eqadapt import checkpoint
 from eqadapt.adaptation import (
     ImageKind,
+    ImageScorer,
     build_backbone,
     build_model,
     choose_device,
@@ -30,7 +31,7 @@ from eqadapt.provenance import provenance
 from eqadapt.study import Run, Study
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import ImagePipeline
-from eqadapt.training import HISTORY_COLUMNS, LabelledImages, Row, Trainer, TrainingResult
+from eqadapt.training import HISTORY_COLUMNS, LabelledImages, Row, Trainer
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class StudyRunner:
         """Train one run, or take it from its finished state, and write its folder."""
         recipe = self.study.recipe(run)
         data, model = self.data(run.dataset), self.model(run, recipe)
-        added = count_parameters(model.scorer)
+        added = count_parameters(model) - count_parameters(model.backbone)
         identity = self._identity(run, recipe)
         trainer = Trainer(
             model,
@@ -250,13 +251,18 @@ class StudyRunner:
         A method that trains nothing of its own loads the checkpoint of the method it names.
         """
         recipe = self.study.recipe(run)
-        method = get_method(run.method)
-        source = run if method.trains else run.trained_as(str(method.train_as))
         model = self.model(run, recipe)
-        path = self.files.checkpoint(source)
+        path = self.files.checkpoint(run.source)
         tensors, _ = checkpoint.load(path)
         load_state(model, tensors, str(path))
+        if isinstance(model.scorer, ImageScorer):
+            model.scorer = model.scorer.export()
         return model.eval()
+
+    def _added_parameters(self, run: Run, recipe: dict[str, Any]) -> int:
+        """Parameters beside the backbone's, as trained: an exported scorer has more, expanded."""
+        model = self.model(run, recipe)
+        return count_parameters(model) - count_parameters(model.backbone)
 
     def predict(self, run: Run) -> None:
         """Predict every test image in every pose; write the predictions and the gallery."""
@@ -268,7 +274,7 @@ class StudyRunner:
             parse_group(evaluate["poses"]), image["interpolation"], image["padding"], image["mask"]
         )
         images, labels = data.test.images.to(self.device), data.test.labels.to(self.device)
-        added = count_parameters(model.scorer)
+        torch.manual_seed(run.seed)  # methods that draw poses
         found = predict_orbit(
             model,
             method,
@@ -285,7 +291,7 @@ class StudyRunner:
             "poses": evaluate["poses"],
             "classes": list(data.test.classes),
             "backbone_passes": found.passes,
-            "params_added": added,
+            "params_added": self._added_parameters(run, recipe),
             "params_backbone": count_parameters(model.backbone),
             "mask": image["mask"],
             "reduced": self.study.config["reduced"],

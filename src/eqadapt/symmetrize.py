@@ -74,6 +74,7 @@ SELECTIONS = {
     for selection in (
         Selection("identity", one_hot=True, needs_scores=False),
         Selection("argmax", one_hot=True),
+        Selection("sample", one_hot=True),
         Selection("uniform", weights=_uniform, needs_scores=False),
         Selection("softmax", weights=lambda scores: scores.softmax(dim=1)),
         Selection("top_2", weights=lambda scores: top_k_weights(scores, 2)),
@@ -99,6 +100,12 @@ def straight_through(views: Tensor, scores: Tensor) -> Tensor:
     soft = scores.softmax(dim=1)
     surplus = (soft - soft.detach()).to(views.dtype)  # exactly zero, with the gradient of soft
     return chosen + torch.einsum("bk,bkchw->bchw", surplus, views)
+
+
+def gumbel_noise(scores: Tensor) -> Tensor:
+    """Independent standard Gumbel noise of the shape of ``scores``."""
+    uniform = torch.rand_like(scores).clamp_min(torch.finfo(scores.dtype).tiny)
+    return -(-uniform.log()).clamp_min(torch.finfo(scores.dtype).tiny).log()
 
 
 def _first_smallest_turn(image: Tensor, turns: tuple[int, ...]) -> int:
@@ -152,11 +159,17 @@ def choose(
 class Symmetrized(nn.Module):
     """A backbone under the equation.
 
+    Scores come from a scorer that looks at the input, or from a view scorer that looks at what the
+    backbone says of each view (then every view is passed, whatever the selection).
+
     Args:
-        backbone: Maps images (B, C, H, H) to logits (B, classes).
+        backbone: Maps images (B, C, H, H) to logits (B, classes); with ``with_features=True`` also
+            to features, where the view scorer needs them.
         action: The group action on images.
         selection: Name in ``SELECTIONS``.
-        scorer: Maps images to pose scores (B, K); may be None where the selection needs none.
+        scorer: Maps images to pose scores (B, K).
+        view_scorer: Maps features and logits of the views to pose scores (B, K).
+        samples: With the selection ``"sample"``: poses drawn an input in evaluation.
     """
 
     def __init__(
@@ -165,6 +178,8 @@ class Symmetrized(nn.Module):
         action: RotationAction,
         selection: str,
         scorer: nn.Module | None = None,
+        view_scorer: nn.Module | None = None,
+        samples: int = 1,
     ) -> None:
         super().__init__()
         if selection not in SELECTIONS:
@@ -172,23 +187,30 @@ class Symmetrized(nn.Module):
                 f"unknown selection {selection!r}", fix=f"one of: {', '.join(SELECTIONS)}"
             )
         self.selection = SELECTIONS[selection]
-        if self.selection.needs_scores and scorer is None:
+        if self.selection.needs_scores and scorer is None and view_scorer is None:
             raise UserError(f"selection {selection!r} needs a scorer")
         self.backbone = backbone
         self.scorer = scorer
+        self.view_scorer = view_scorer
         self.action = action
+        self.samples = samples
+
+    @property
+    def canonicalizes(self) -> bool:
+        """Whether it picks one pose by the input alone, before the backbone."""
+        return self.selection.name == "argmax" and self.scorer is not None
 
     def forward(self, x: Tensor) -> Output:
         """Logits for images (B, C, H, H) at the size the group acts on."""
+        if self.view_scorer is not None:
+            return self._weigh(x, None)
         scores = self.scorer(x) if self.scorer is not None else None
-        return self.combine(x, scores)
-
-    def combine(self, x: Tensor, scores: Tensor | None) -> Output:
-        """The model's output where the pose scores of ``x`` are known already."""
         if not self.selection.one_hot:
             return self._weigh(x, scores)
-        if self.selection.name == "identity" or scores is None:
-            return Output(self.backbone(x), scores)
+        if scores is None:
+            return Output(self.backbone(x))
+        if self.selection.name == "sample":
+            return self._sample(x, scores)
         if self.training and scores.requires_grad:
             canonical = straight_through(self.action.orbit(x), scores)
             return Output(self.backbone(canonical), scores, scores.argmax(dim=1))
@@ -201,25 +223,46 @@ class Symmetrized(nn.Module):
             return scores.argmax(dim=1)
         return choose(self.scorer, x, scores, self.action)
 
+    @torch.no_grad()
     def canonicalize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Canonical images (B, C, H, H) and the chosen poses (B,); without gradients."""
-        with torch.no_grad():
-            if self.scorer is None:
-                chosen = torch.zeros(len(x), dtype=torch.long, device=x.device)
-            else:
-                chosen = self.pick(x, self.scorer(x))
-            return self.action.undo(x, chosen), chosen
+        if self.scorer is None:
+            chosen = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        else:
+            chosen = self.pick(x, self.scorer(x))
+        return self.action.undo(x, chosen), chosen
+
+    def _sample(self, x: Tensor, scores: Tensor) -> Output:
+        """Poses drawn from softmax(scores) by the Gumbel trick; the outputs' mean (LPS)."""
+        if self.training:
+            noisy = scores + gumbel_noise(scores)
+            canonical = straight_through(self.action.orbit(x), noisy)
+            return Output(self.backbone(canonical), scores, noisy.argmax(dim=1))
+        draws = [(scores + gumbel_noise(scores)).argmax(dim=1) for _ in range(self.samples)]
+        outputs = [self.backbone(self.action.undo(x, draw)) for draw in draws]
+        return Output(torch.stack(outputs).mean(dim=0), scores, scores.argmax(dim=1))
+
+    def _views(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Features (B, K, D), where the view scorer needs them, and logits (B, K, C)."""
+        views = self.action.orbit(x).flatten(0, 1)
+        shape = (len(x), self.action.group.order)
+        if getattr(self.view_scorer, "needs_features", False):
+            features, logits = self.backbone(views, with_features=True)
+            return features.unflatten(0, shape), logits.unflatten(0, shape)
+        return None, self.backbone(views).unflatten(0, shape)
 
     def _weigh(self, x: Tensor, scores: Tensor | None) -> Output:
-        order = self.action.group.order
-        if order == 1:
+        if self.action.group.order == 1:
             return Output(self.backbone(x), scores)
-        outputs = self.backbone(self.action.orbit(x).flatten(0, 1)).unflatten(0, (len(x), order))
-        if scores is None:
-            scores_for_weights = outputs.new_zeros(len(x), order)
-        else:
-            scores_for_weights = scores
+        features, outputs = self._views(x)
+        if self.view_scorer is not None:
+            scores = self.view_scorer(features, outputs)
+        given = outputs.new_zeros(outputs.shape[:2]) if scores is None else scores
+        chosen = None if scores is None else scores.argmax(dim=1)
+        if self.selection.one_hot:
+            assert chosen is not None
+            return Output(outputs[torch.arange(len(x), device=x.device), chosen], scores, chosen)
         assert self.selection.weights is not None
-        weights = self.selection.weights(scores_for_weights)
+        weights = self.selection.weights(given)
         logits = torch.einsum("bk,bkc->bc", weights.to(outputs.dtype), outputs)
-        return Output(logits, scores, None if scores is None else scores.argmax(dim=1))
+        return Output(logits, scores, chosen)

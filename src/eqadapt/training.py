@@ -94,10 +94,11 @@ def build_optimizer(model: Symmetrized, train: Mapping[str, Any], frozen: bool) 
             (plain if parameter.ndim < 2 else decay).append(parameter)
         groups.append({"params": decay, "lr": train["lr"], "weight_decay": train["weight_decay"]})
         groups.append({"params": plain, "lr": train["lr"], "weight_decay": 0.0})
-    if model.scorer is not None:
+    scorer = model.scorer or model.view_scorer
+    if scorer is not None and any(True for _ in scorer.parameters()):
         groups.append(
             {
-                "params": list(model.scorer.parameters()),
+                "params": list(scorer.parameters()),
                 "lr": train["scorer_lr"],
                 "weight_decay": train["scorer_weight_decay"],
             }
@@ -262,7 +263,10 @@ class Trainer:
         if self.prior_only:
             assert self.model.scorer is not None
             prior = prior_loss(self.model.scorer(x), pose)
-            return options["prior_weight"] * prior, [zero, prior.detach(), zero]
+            loss = options["prior_weight"] * prior
+            if method.contrast:
+                loss = loss + options["contrast_weight"] * self.model.scorer.contrast(x)
+            return loss, [zero, prior.detach(), zero]
         with self._autocast():
             output = self.network(x)
         task = task_loss(output.logits, labels, options["label_smoothing"])
@@ -271,6 +275,8 @@ class Trainer:
         if method.prior is not None:
             prior = prior_loss(output.pose_logits, pose)
             loss = loss + options["prior_weight"] * prior
+        if method.contrast:
+            loss = loss + options["contrast_weight"] * self.model.scorer.contrast(x)
         correct = (output.logits.argmax(dim=1) == labels).sum()
         return loss, [task.detach(), prior.detach(), correct]
 

@@ -1,0 +1,74 @@
+"""Who scores poses by looking at what the backbone says of each view.
+
+A view scorer maps features (B, K, D) and logits (B, K, C) of the K views to scores (B, K). The same
+function for every view makes the scores equivariant by construction.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from eqadapt.errors import UserError
+
+
+class Confidence(nn.Module):
+    """Log of the largest class probability: equizero's proxy (Basu et al. 2023)."""
+
+    def forward(self, features: Tensor | None, logits: Tensor) -> Tensor:
+        """Scores (B, K)."""
+        return logits.float().log_softmax(dim=-1).amax(dim=-1)
+
+
+class NegativeEntropy(nn.Module):
+    """Minus the entropy of the class probabilities: equizero's other proxy."""
+
+    def forward(self, features: Tensor | None, logits: Tensor) -> Tensor:
+        """Scores (B, K)."""
+        log_p = logits.float().log_softmax(dim=-1)
+        return (log_p.exp() * log_p).sum(dim=-1)
+
+
+class LambdaNetwork(nn.Module):
+    """lambda-equitune's weights: a small network on the backbone's features (Basu et al. 2023).
+
+    The scores are logs of positive weights; a softmax over the views normalises them. The features
+    enter without gradient, so that the backbone is trained by the task through its outputs.
+
+    Args:
+        features: Their dimension.
+        hidden: Width of the two hidden layers; the reference has 100.
+    """
+
+    needs_features = True
+
+    def __init__(self, features: int, hidden: int = 100) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(features)
+        self.layers = nn.Sequential(
+            nn.Linear(features, hidden),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, 1),
+        )
+        nn.init.zeros_(self.layers[-1].weight)  # starts as equitune
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, features: Tensor, logits: Tensor) -> Tensor:
+        """Scores (B, K)."""
+        return self.layers(self.norm(features.detach().float())).squeeze(-1)
+
+
+VIEW_SCORERS = {"confidence": Confidence, "entropy": NegativeEntropy, "lambda": LambdaNetwork}
+
+
+def build_view_scorer(name: str, features: int) -> nn.Module:
+    """The view scorer of that name for a backbone with that many features.
+
+    Raises:
+        UserError: Unknown name.
+    """
+    if name not in VIEW_SCORERS:
+        raise UserError(f"unknown view scorer {name!r}", fix=f"one of: {', '.join(VIEW_SCORERS)}")
+    return LambdaNetwork(features) if name == "lambda" else VIEW_SCORERS[name]()
