@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer  # HTTPServer asks the name service for its own name
 
 import pytest
+
 from eqadapt.datasets.fetch import Patience, check_file, download
 from eqadapt.datasets.source import Checksum, RemoteFile
 from eqadapt.errors import UserError

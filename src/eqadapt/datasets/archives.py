@@ -146,6 +146,14 @@ def _tar_members(path: Path) -> Iterator[Member]:
             stream = tar.extractfile(info)
             assert stream is not None
             yield _member(path, name, info.size, stream.read)
+        _read_to_the_end(tar)
+
+
+def _read_to_the_end(tar: tarfile.TarFile) -> None:
+    """Compressed streams end with a checksum, which tarfile, done before it, does not look at."""
+    assert tar.fileobj is not None
+    while tar.fileobj.read(1 << 20):
+        pass
 
 
 def _zip_members(path: Path) -> Iterator[Member]:

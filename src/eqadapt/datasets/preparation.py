@@ -115,16 +115,20 @@ def check_contents(contents: Contents, source: Source, where: str) -> None:
                 fix=f"{fix}; to use a part of it as a data set of its own, give it another name "
                 "with --folder",
             )
-        counts = np.bincount(labels, minlength=len(contents.classes))
-        missing = [contents.classes[label] for label in np.flatnonzero(counts == 0)]
-        if missing:
-            raise UserError(
-                f"the {split} split has no image of {', '.join(missing[:10])}"
-                f"{' ...' if len(missing) > 10 else ''} ({len(missing)} of "
-                f"{len(contents.classes)} classes)",
-                where=where,
-                fix="every class needs images in every split: add them, or remove the class",
-            )
+        _check_classes(labels, split, contents.classes, where)
+
+
+def _check_classes(labels: np.ndarray, split: str, classes: tuple[str, ...], where: str) -> None:
+    counts = np.bincount(labels, minlength=len(classes))
+    missing = [classes[label] for label in np.flatnonzero(counts == 0)]
+    if missing:
+        raise UserError(
+            f"the {split} split has no image of {', '.join(missing[:10])}"
+            f"{' ...' if len(missing) > 10 else ''} ({len(missing)} of {len(classes)} classes)",
+            where=where,
+            fix="every class needs images in every split (two in training, where validation is "
+            "cut from it): add them, or remove the class",
+        )
 
 
 def _size(source: Source, asked: int | None) -> int | None:
@@ -157,8 +161,11 @@ def _pieces(
     labels = contents.labels["train"]
     size = validation_size(source.validation if validation is None else validation, labels)
     cut = stratified_sample(labels, size, seed)
+    kept = np.setdiff1d(whole["train"], cut)
+    for split, rows in (("train", kept), ("validation", cut)):
+        _check_classes(labels[rows], split, contents.classes, "after the validation split is cut")
     return {
-        "train": Piece("train", np.setdiff1d(whole["train"], cut)),
+        "train": Piece("train", kept),
         "validation": Piece("train", cut),
         "test": Piece("test", whole["test"]),
     }

@@ -1,0 +1,330 @@
+"""Trees of image files: of the user's, in a mirror, and with everything that goes wrong in them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eqadapt.cli import main
+from eqadapt.datasets import acquire as acquire_module
+from eqadapt.datasets.acquire import acquire
+from eqadapt.datasets.image_tree import places
+from eqadapt.datasets.mirror import noted_checksum
+from eqadapt.datasets.preparation import prepare
+from eqadapt.datasets.prepared import SPLITS, load, read_metadata
+from eqadapt.datasets.raw import verify
+from eqadapt.errors import UserError
+
+
+def png(seed, size=(8, 8), mode="RGB"):
+    channels = {"L": 1, "RGB": 3, "RGBA": 4}[mode]
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, channels), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels.squeeze()).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def tree(splits=("train", "test"), classes=("cat", "dog", "train"), each=6, **options):
+    """{path: bytes} of a tree; one class is named like a split, as in CIFAR-100."""
+    names = [f"{s}/{c}/{i}.png" for s in splits for c in classes for i in range(each)]
+    return {name: png(seed, **options) for seed, name in enumerate(names)}
+
+
+def lay_out(folder, files):
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def tar(path, files):
+    with tarfile.open(path, "w:xz" if path.suffix == ".xz" else "w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def from_folder(tmp_path, files, **options):
+    folder = lay_out(tmp_path / "mine", files)
+    acquire("pets", tmp_path / "raw", folder=folder)
+    verify("pets", tmp_path / "raw")
+    prepare("pets", tmp_path / "raw", tmp_path / "out", **{"validation": 3, **options})
+    return tmp_path / "out"
+
+
+def pixels(data):
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def test_user_folder_becomes_splits_with_the_right_labels_and_pixels(tmp_path):
+    files = tree()
+    out = from_folder(tmp_path, {**files, "README.txt": b"hello", "train/cat/.DS_Store": b"x"})
+    names = {split: sorted(n for n in files if n.startswith(split)) for split in ("train", "test")}
+    for split in SPLITS:
+        part = load(out, split, check=True)
+        assert part.classes == ("cat", "dog", "train")
+        source = names["test" if split == "test" else "train"]
+        for image, label, row in zip(part.images, part.labels, part.index, strict=True):
+            assert source[row].split("/")[1] == part.classes[label]
+            assert np.array_equal(image.permute(1, 2, 0), pixels(files[source[row]]))
+    assert [len(load(out, split).labels) for split in SPLITS] == [15, 3, 18]
+
+
+def test_preparing_twice_gives_the_same_bytes(tmp_path):
+    first = from_folder(tmp_path / "1", tree())
+    second = from_folder(tmp_path / "2", dict(reversed(tree().items())))
+    for split in SPLITS:
+        path = f"{split}.safetensors"
+        assert (first / path).read_bytes() == (second / path).read_bytes()
+
+
+def test_order_in_the_archive_does_not_matter(tmp_path):
+    found = []
+    files = tree()
+    for number, order in enumerate([list(files), list(reversed(files))]):
+        mirror = tmp_path / str(number)
+        mirror.mkdir()
+        tar(mirror / "pets.tar", {f"pets/{name}": files[name] for name in order})
+        acquire("pets", mirror / "raw", mirror_folder=mirror)
+        verify("pets", mirror / "raw")
+        prepare("pets", mirror / "raw", mirror / "out", validation=3)
+        found.append(read_metadata(mirror / "out", "train")["data_sha256"])
+    assert found[0] == found[1]
+
+
+def test_nothing_of_the_machine_is_recorded(tmp_path):
+    out = from_folder(tmp_path, tree())
+    for path in [*out.iterdir(), *(tmp_path / "raw").glob("*.json")]:
+        assert str(tmp_path).encode() not in path.read_bytes()
+
+
+# --- splits
+
+
+def test_val_is_the_test_set_where_there_is_no_other(tmp_path):
+    out = from_folder(tmp_path, tree(splits=("train", "val")))
+    assert [len(load(out, split).labels) for split in SPLITS] == [15, 3, 18]
+
+
+def test_val_beside_test_is_the_validation_split(tmp_path):
+    files = tree(splits=("train", "val", "test"))
+    out = from_folder(tmp_path, files, validation=None)
+    assert [len(load(out, split).labels) for split in SPLITS] == [18, 18, 18]
+    with pytest.raises(UserError, match="of its own"):
+        prepare("pets", tmp_path / "raw", tmp_path / "out", validation=3)
+
+
+def test_the_level_of_the_splits_is_found():
+    inside = places(["test/pets/train/train/1.png", "test/pets/test/train/2.png"], "x")
+    assert inside["test/pets/train/train/1.png"].split == "train"
+    assert inside["test/pets/test/train/2.png"].split == "test"
+    assert inside["test/pets/test/train/2.png"].folder == "train"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "no images in train"),
+        (["cat/1.png", "dog/2.png"], "no images in train"),
+        (["train/cat/1.png"], "no images in test"),
+        (["train/1.png", "test/2.png"], "no images in train"),
+        (["train/cat/1.txt", "test/cat/1.png"], "no images in train"),
+        (["train/a/1.png", "train/a/1.png", "test/a/1.png"], "twice"),
+    ],
+)
+def test_trees_of_another_shape_are_explained(names, message):
+    with pytest.raises(UserError, match=message):
+        places(names, "x")
+
+
+def test_missing_class_is_named_with_its_split(tmp_path):
+    files = {name: data for name, data in tree().items() if not name.startswith("test/dog")}
+    with pytest.raises(UserError, match="test split has no image of dog"):
+        from_folder(tmp_path, files)
+    assert not (tmp_path / "out").exists()
+
+
+def test_registered_data_set_needs_its_own_classes(tmp_path):
+    folder = lay_out(tmp_path / "mine", tree())
+    acquire("cifar10", tmp_path / "raw", folder=folder)
+    verify("cifar10", tmp_path / "raw")
+    with pytest.raises(UserError, match=r"missing \['airplane'.*unknown \['train'\]"):
+        prepare("cifar10", tmp_path / "raw", tmp_path / "out")
+
+
+def test_class_with_one_training_image_cannot_be_split(tmp_path):
+    files = tree()
+    for number in range(1, 6):
+        del files[f"train/dog/{number}.png"]
+    with pytest.raises(UserError, match="dog"):
+        from_folder(tmp_path, files)
+
+
+# --- images
+
+
+def test_corrupt_image_is_named(tmp_path):
+    files = tree()
+    files["train/dog/3.png"] = files["train/dog/3.png"][:60]
+    with pytest.raises(UserError, match="cannot be decoded") as error:
+        from_folder(tmp_path, files)
+    assert error.value.where == "pets.tar: train/dog/3.png"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_grey_and_transparent_images_stand_beside_rgb(tmp_path):
+    files = tree()
+    files["train/cat/0.png"] = png(0, mode="L")
+    files["test/cat/0.png"] = png(0, mode="RGBA")
+    out = from_folder(tmp_path, files)
+    assert load(out, "train").images.shape[1:] == (3, 8, 8)
+
+
+def test_sizes_that_vary_need_a_size(tmp_path):
+    files = {**tree(), "train/cat/7.png": png(7, size=(9, 12))}
+    with pytest.raises(UserError, match="several sizes") as error:
+        from_folder(tmp_path, files)
+    assert "--size" in error.value.fix
+    out = from_folder(tmp_path / "again", files, size=6)
+    assert {load(out, split).images.shape[1:] for split in SPLITS} == {torch.Size([3, 6, 6])}
+
+
+# --- mirrors
+
+
+@pytest.mark.parametrize("form", ["tar.xz", "tar", "zip", "folder"])
+def test_mirror_in_every_form_gives_the_same_images(tmp_path, form):
+    files = {f"pets/{name}": data for name, data in tree().items()}
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    if form == "folder":
+        lay_out(mirror, files)
+    elif form == "zip":
+        with zipfile.ZipFile(mirror / "pets.zip", "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+    else:
+        tar(mirror / f"pets.{form}", files)
+    record = acquire("pets", tmp_path / "raw", mirror_folder=mirror)
+    assert record["kind"] == "mirror" and "/" not in record["mirror"]
+    assert verify("pets", tmp_path / "raw")["checked_against"] is None
+    prepare("pets", tmp_path / "raw", tmp_path / "out", validation=3)
+    direct = from_folder(tmp_path / "direct", tree())
+    for split in SPLITS:
+        ours, theirs = (read_metadata(f, split)["data_sha256"] for f in (tmp_path / "out", direct))
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("note", ["pets.tar.sha256", "pets.md"])
+def test_mirror_checksum_beside_the_archive_is_checked(tmp_path, note):
+    archive = tar(tmp_path / "pets.tar", tree())
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    (tmp_path / note).write_text(f"Archive: pets.tar, 1 byte, sha256 {digest}\n")
+    acquire("pets", tmp_path / "raw", mirror_folder=tmp_path)
+    assert verify("pets", tmp_path / "raw")["checked_against"] == "mirror"
+    archive.write_bytes(archive.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"expected {digest}"):
+        acquire("pets", tmp_path / "raw2", mirror_folder=tmp_path)
+    assert archive.exists() and not (tmp_path / "raw2" / "pets.tar").exists()
+
+
+def test_note_with_several_checksums_is_read_by_the_archive_name(tmp_path):
+    one, two = "1" * 64, "2" * 64
+    note = tmp_path / "pets.md"
+    note.write_text(f"original.tar sha256 {one}\nArchive: pets.tar, sha256 {two}\n")
+    assert noted_checksum(tmp_path / "pets.tar", "pets").value == two
+    note.write_text(f"a {one}\nb {two}\n")
+    assert noted_checksum(tmp_path / "pets.tar", "pets") is None
+
+
+def test_new_download_replaces_the_old_file(tmp_path):
+    tar(tmp_path / "pets.tar.xz", tree())
+    acquire("pets", tmp_path / "raw", mirror_folder=tmp_path)
+    verify("pets", tmp_path / "raw")
+    acquire("pets", tmp_path / "raw", folder=lay_out(tmp_path / "mine", tree()))
+    assert sorted(p.name for p in (tmp_path / "raw").iterdir()) == ["pets.tar", "source.json"]
+
+
+# --- folders too large to copy
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    monkeypatch.setattr(acquire_module, "PACK_LIMIT_BYTES", 100)
+    folder = lay_out(tmp_path / "mine", tree())
+    acquire("pets", tmp_path / "raw", folder=folder)
+    return folder
+
+
+def test_manifest_gives_the_same_images_as_a_copy(tmp_path, large):
+    record = verify("pets", tmp_path / "raw")
+    assert record["file"] == "pets.manifest.tsv"
+    prepare("pets", tmp_path / "raw", tmp_path / "out", validation=3)
+    copied = tmp_path / "copied"
+    tar(tmp_path / "pets.tar", tree())
+    acquire("pets", copied, mirror_folder=tmp_path)
+    verify("pets", copied)
+    prepare("pets", copied, copied / "out", validation=3)
+    for split in SPLITS:
+        ours, theirs = (
+            read_metadata(folder, split)["data_sha256"]
+            for folder in (tmp_path / "out", copied / "out")
+        )
+        assert ours == theirs
+
+
+def test_manifest_records_no_path_of_the_machine(tmp_path, large):
+    verify("pets", tmp_path / "raw")
+    for name in ("source.json", "verified.json", "pets.manifest.tsv"):
+        assert str(tmp_path) not in (tmp_path / "raw" / name).read_text()
+
+
+@pytest.mark.parametrize("fault", ["changed", "gone"])
+def test_manifest_finds_files_that_changed(tmp_path, large, fault):
+    file = large / "train/dog/3.png"
+    if fault == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[::-1])
+    with pytest.raises(UserError, match=r"train/dog/3\.png (is gone|changed)"):
+        verify("pets", tmp_path / "raw")
+    assert large.is_dir() and (tmp_path / "raw/pets.manifest.tsv").exists()
+
+
+def test_links_of_the_user_are_followed_once(tmp_path):
+    folder = lay_out(tmp_path / "real", tree())
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "train").symlink_to(folder / "train")
+    (mine / "test").symlink_to(folder / "test")
+    (folder / "train/cat/back").symlink_to(mine)
+    record = acquire("pets", tmp_path / "raw", folder=mine)
+    with tarfile.open(tmp_path / "raw" / record["file"]) as archive:
+        assert len(archive.getnames()) == 36
+
+
+def test_commands_take_a_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lay_out(tmp_path / "mine", tree(size=(10, 14)))
+    assert main(["download", "--dataset", "pets", "--folder", "mine"]) == 0
+    assert main(["verify", "--dataset", "pets"]) == 0
+    assert main(["prepare", "--dataset", "pets", "--validation", "3", "--size", "8"]) == 0
+    assert "15 train, 3 validation, 18 test" in capsys.readouterr().out
+    assert json.loads((tmp_path / "data/raw/pets/verified.json").read_text())["kind"] == "folder"
+
+
+def test_mirror_may_come_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tar(tmp_path / "pets.tar", tree())
+    monkeypatch.setenv("EQADAPT_MIRROR", str(tmp_path))
+    assert main(["download", "--dataset", "pets"]) == 0
