@@ -31,6 +31,7 @@ def module_file(name: str, root: Path = ROOT) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+@functools.cache
 def imported_names(path: Path, module: str) -> set[str]:
     """Dotted names that a file imports from this package, wherever in it the import stands.
 
@@ -93,10 +94,11 @@ def modules_of(*entries: str, root: Path = ROOT) -> dict[str, Path]:
     return found
 
 
+@functools.cache
 def without_prose(source: bytes) -> str:
     """Python source without comments, docstrings and empty lines: what is left decides results."""
     text = source.decode("utf-8")
-    lines = text.splitlines()
+    lines = text.split("\n")
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             row, column = token.start

@@ -190,6 +190,13 @@ class Study:
             recipe.pop("pretrain")
         return digest_of([run.source.as_dict(), recipe])
 
+    def pretrain_hash(self, dataset: str, backbone: str) -> str:
+        """Digest of what decides the upright pretraining of a backbone on a data set."""
+        recipe = self.recipe(Run(dataset, backbone, "joint", "vanilla", "C1", 0))
+        network = {key: recipe["backbone"][key] for key in ("model", "options")}
+        recipe["dataset"].pop("folder", None)
+        return digest_of([dataset, recipe["dataset"], network, recipe["image"], recipe["pretrain"]])
+
     def digest(self, *keys: str) -> str:
         """Digest of the values at dotted keys, e.g. ``digest("image", "train.epochs")``."""
         return digest_of([self.value(key) for key in keys])

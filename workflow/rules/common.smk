@@ -1,0 +1,191 @@
+"""Everything that is not a rule: the study, names of files, and what is tracked of each step.
+
+A step reruns when an input's content changes, or a value among its `params`: digests of the parts
+of the study it depends on and of the code it runs. The merged study itself reaches the commands as
+$STUDY, a file named by its content, through the shell's prefix, which is not tracked; so a change
+of one key reruns what depends on that key. $RESULTS and $SCRATCH are the study's folders.
+"""
+
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from eqadapt.analysis import outputs
+from eqadapt.digest import code_id
+from eqadapt.errors import UserError
+from eqadapt.files import write_text
+from eqadapt.study import digest_of, load_study
+from eqadapt.study_rules import schema
+
+# A study given by --configfile stands alone; changes by --config alone are to the default study.
+if not set(schema()["required"]) <= set(config):
+
+    configfile: "config/digits.yaml"
+
+
+try:
+    STUDY = load_study(config)
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+JOBS = STUDY.config["jobs"]
+RESULTS = STUDY.results_dir.as_posix()
+SCRATCH = f"scratch/{STUDY.name}"
+LOGS = f"logs/{STUDY.name}"
+ENVIRONMENT = "../../environment.yml"
+PUBLISHED = "config/published.yaml"
+
+SPLITS = ("train", "validation", "test")
+PREPARED_SPLIT = "data/prepared/{dataset}/{split}.safetensors"
+RUN = "{dataset}-{backbone}-{regime}-{method}-{group}-seed{seed}"
+CHECKPOINT = f"{RESULTS}/runs/{RUN}/checkpoint.safetensors"
+HISTORY = f"{RESULTS}/runs/{RUN}/history.csv"
+RECORD = f"{RESULTS}/runs/{RUN}/run.json"
+PREDICTIONS = f"{RESULTS}/predictions/{RUN}.parquet"
+GALLERY = f"{RESULTS}/galleries/{RUN}.safetensors"
+PRETRAINED = f"{RESULTS}/pretrained/{{dataset}}-{{backbone}}.safetensors"
+STUDY_YAML = f"{RESULTS}/study.yaml"
+
+
+wildcard_constraints:
+    dataset=r"[A-Za-z0-9_]+",
+    backbone=r"[A-Za-z0-9_]+",
+    regime="joint|frozen",
+    method=r"[A-Za-z0-9_]+",
+    group=r"C\d+",
+    seed=r"\d+",
+
+
+def study_file():
+    """The merged study as a file for the commands; its name follows from its content."""
+    text = STUDY.to_yaml()
+    path = Path(SCRATCH) / f"study-{digest_of(text)}.yaml"
+    if not path.exists():
+        write_text(path, text)
+    return path.as_posix()
+
+
+def shell_prefix():
+    """Strict bash, this Python first on the path, and what must not be tracked."""
+    lines = ["set -euo pipefail", f'export PATH="{Path(sys.executable).parent}:$PATH"']
+    lines.append(f"STUDY={study_file()} RESULTS={RESULTS} SCRATCH={SCRATCH}")
+    if STUDY.config["mirror"]:
+        lines.append(f"export EQADAPT_MIRROR='{STUDY.config['mirror']}'")
+    return "; ".join(lines).replace("{", "{{").replace("}", "}}") + "; "
+
+
+shell.prefix(shell_prefix())
+
+
+def run_files(runs, *patterns):
+    """Files of runs, pattern by pattern."""
+    return [pattern.format(**run.as_dict()) for pattern in patterns for run in runs]
+
+
+def as_flags(wildcards):
+    """The wildcards as flags of a verb."""
+    return " ".join(f"--{key} {value}" for key, value in wildcards.items())
+
+
+def given_flags(dataset, *keys):
+    """Options of a data set that are not left to their defaults, as flags of a verb."""
+    options = STUDY.config["datasets"][dataset]
+    return " ".join(
+        f"--{key} {options[key]}" for key in keys if options[key] is not None
+    )
+
+
+class Part:
+    """Runs that share a process, for all data sets and backbones: one rule a part.
+
+    Args:
+        verb: Name of the rule.
+        runs: All runs of the study that the verb works on.
+        regime: The one regime covered, or None for all of them.
+    """
+
+    def __init__(self, verb, runs, regime=None):
+        self.runs = [run for run in runs if regime in (None, run.regime)]
+        self.regime = regime or "joint|frozen"
+        self.name = f"{verb}_{regime}" if regime else verb
+        fields = {"none": 6, "seeds": 5, "cell": 3}[JOBS["share"]]
+        self.fields = ("dataset", "backbone", "regime", "method", "group", "seed")[
+            :fields
+        ]
+        self.title = "-".join(f"{{{field}}}" for field in self.fields)
+
+    def files(self, pattern):
+        """Files that one job leaves, with the wildcards that tell jobs apart left in."""
+        kept = {field: f"{{{field}}}" for field in self.fields}
+        return list(
+            dict.fromkeys(pattern.format(**{**r.as_dict(), **kept}) for r in self.runs)
+        )
+
+    def covered(self, wildcards):
+        """The runs of one job."""
+        wanted = {field: getattr(wildcards, field) for field in self.fields}
+        return [
+            r
+            for r in self.runs
+            if all(str(getattr(r, f)) == v for f, v in wanted.items())
+        ]
+
+    def recipes(self, wildcards):
+        """Digest of the recipes of one job's runs."""
+        return digest_of([STUDY.recipe_hash(run) for run in self.covered(wildcards)])
+
+    def checkpoints(self, wildcards):
+        """The checkpoints that one job's runs are evaluated with."""
+        return run_files(
+            dict.fromkeys(run.source for run in self.covered(wildcards)), CHECKPOINT
+        )
+
+
+def parts(verb, runs):
+    """One part; in shared cells one for each regime, because not every method knows every regime."""
+    regimes = list(dict.fromkeys(run.regime for run in runs))
+    if JOBS["share"] != "cell" or len(regimes) == 1:
+        return [Part(verb, runs, None)]
+    return [Part(verb, runs, regime) for regime in regimes]
+
+
+def initial_weights(wildcards):
+    """What a backbone's training starts from: nothing, a pretraining, or a file of the user's."""
+    backbone = STUDY.config["backbones"][wildcards.backbone]
+    files = {
+        "pretrain": PRETRAINED.format(**dict(wildcards.items())),
+        "file": backbone["file"],
+    }
+    return files.get(backbone["weights"], [])
+
+
+def pretrain_recipe(wildcards):
+    """Digest of what decides a pretraining."""
+    return STUDY.pretrain_hash(wildcards.dataset, wildcards.backbone)
+
+
+def study_digest(*keys):
+    """Digest of parts of the study."""
+    return STUDY.digest(*keys)
+
+
+def captioned(path):
+    """A figure or table for the Snakemake report; its name tells what it shows."""
+    kind, *shown = Path(path).stem.split("-")
+    keys = ("dataset", "backbone", "regime", "group")
+    keys = {3: (keys[0], *keys[2:]), 2: keys[2:]}.get(len(shown), keys)
+    folder = Path(path).parent.name
+    return report(
+        path,
+        caption=f"../report/{kind}.rst",
+        category=folder.capitalize(),
+        subcategory=kind.replace("_", " "),
+        labels=dict(zip(keys, shown)),
+    )
+
+
+def result_files(files, *suffixes):
+    """Analysis outputs under the results folder, those of the given forms in the report too."""
+    paths = [f"{RESULTS}/{file}" for file in files]
+    return [captioned(path) if path.endswith(suffixes) else path for path in paths]

@@ -1,0 +1,82 @@
+"""Raw archives to prepared splits, shared by all studies.
+
+data/raw/{dataset}/source.json, verified.json -> data/prepared/{dataset}/{split}.safetensors
+"""
+
+
+# An archive's name differs between the official release and mirrors, so the record stands for it.
+# The code is not among the params: better code is no reason to download again.
+rule download:
+    output:
+        record="data/raw/{dataset}/source.json",
+    log:
+        "logs/data/{dataset}-download.log",
+    retries: 2
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=2000,
+        runtime=240,
+    params:
+        options=lambda w: given_flags(w.dataset, "folder"),
+    message:
+        "bring {wildcards.dataset} into data/raw"
+    shell:
+        "python -m eqadapt download --dataset {wildcards.dataset} {params.options}"
+        " 2>&1 | tee {log}"
+
+
+rule verify:
+    input:
+        record="data/raw/{dataset}/source.json",
+    output:
+        record="data/raw/{dataset}/verified.json",
+    log:
+        "logs/data/{dataset}-verify.log",
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        code=code_id("eqadapt.commands.verify"),
+    message:
+        "verify the checksum of {wildcards.dataset}"
+    shell:
+        "python -m eqadapt verify --dataset {wildcards.dataset} --out {output.record} > {log} 2>&1"
+
+
+rule prepare:
+    input:
+        record="data/raw/{dataset}/verified.json",
+    output:
+        splits=expand(PREPARED_SPLIT, split=SPLITS, allow_missing=True),
+    log:
+        "logs/data/{dataset}-prepare.log",
+    benchmark:
+        "logs/data/{dataset}-prepare.tsv"
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=8000,
+        runtime=240,
+    params:
+        options=lambda w: given_flags(w.dataset, "validation", "size"),
+        code=code_id("eqadapt.commands.prepare"),
+    message:
+        "prepare the splits of {wildcards.dataset}"
+    shell:
+        "python -m eqadapt prepare --dataset {wildcards.dataset} {params.options}"
+        " 2>&1 | tee {log}"
+
+
+rule data:
+    input:
+        expand(PREPARED_SPLIT, dataset=STUDY.config["datasets"], split=SPLITS),
+    message:
+        "the data are prepared"
+
+
+localrules:
+    download,
+    data,
