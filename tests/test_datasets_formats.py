@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import hashlib
 import io
 import json
 import struct
 import tarfile
+import threading
 import zipfile
+from http.server import SimpleHTTPRequestHandler
+from socketserver import ThreadingTCPServer
 
 import numpy as np
 import pytest
@@ -181,6 +185,44 @@ def test_wrong_official_archive_in_a_mirror_stays_there_and_is_not_taken(
         acquire(name, tmp_path / "raw", mirror_folder=mirror)
     assert broken.exists()
     assert not any(path.is_file() for path in (tmp_path / "raw").glob("*"))
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A folder, and the address it is served at."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingTCPServer(("127.0.0.1", 0), handler) as http:
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+        yield folder, f"http://127.0.0.1:{http.server_address[1]}"
+        http.shutdown()
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist"])
+def test_official_release_over_the_network_is_that_of_the_mirror(
+    name, tmp_path, monkeypatch, served
+):
+    make, size, channels, _ = RELEASES[name]
+    both = images(60, size, channels), labels(60)
+    files = make(both, both)
+    folder, address = served
+    for file, data in files.items():
+        (folder / file).write_bytes(data)
+    register(monkeypatch, name, files, 60, 60)
+    source = registry.get(name)
+    remote = tuple(
+        dataclasses.replace(file, urls=(f"{address}/{file.name}",)) for file in source.files
+    )
+    sources = {**registry.all_sources(), name: dataclasses.replace(source, files=remote)}
+    monkeypatch.setattr(registry, "all_sources", lambda: sources)
+    record, verified = run(name, tmp_path, None)
+    assert record["kind"] == "official" and record["url"].startswith(address)
+    assert verified["checked_against"] == "published"
+    again = acquire(name, tmp_path / "other", mirror_folder=folder)
+    assert again["sha256"] == record["sha256"] and again["mirror"]
+    raw = sorted(path.name for path in (tmp_path / "raw").iterdir())
+    assert raw == sorted([source.archive, "source.json", "verified.json"])
 
 
 def test_fewer_images_than_published_is_an_error(tmp_path, monkeypatch):
