@@ -1,0 +1,41 @@
+"""What each figure is called, shows and is drawn from. No matplotlib here."""
+
+from __future__ import annotations
+
+TITLES: dict[str, str] = {
+    "accuracy_by_angle": "Accuracy against angle",
+    "accuracy_by_angle_polar": "Accuracy around the circle",
+    "upright_vs_cn_avg": "Upright accuracy against the average over the group",
+    "chosen_poses": "Which poses are chosen",
+    "training_curves": "Training",
+    "gallery": "Inputs and their canonical forms",
+}
+
+CAPTIONS: dict[str, str] = {
+    "accuracy_by_angle": "Test accuracy against the angle the input was turned by "
+    "(counter-clockwise), mean and 95% interval over seeds (over test images with one seed). "
+    "Vertical lines: the angles of {group}, which its average is over.",
+    "accuracy_by_angle_polar": "The same around the circle: upright inputs are at the top, and a "
+    "method that does not care about the pose draws a circle. The outer circle is 100%.",
+    "upright_vs_cn_avg": "Upright accuracy against the mean over the {group} poses, with 95% "
+    "intervals. On the diagonal a method loses nothing when inputs are turned; an inset magnifies "
+    "the crowd.",
+    "chosen_poses": "Chosen pose minus applied pose, in percent of test images; a method that "
+    "recovers every pose has 100 at 0°. Upright: inputs as they are. Multiples of 90°: pixels move "
+    "without resampling. Other angles of {group}: inputs are resampled.",
+    "training_curves": "Loss of the task, prior loss, and on the validation images accuracy "
+    "upright and over {group} and the share of upright images left upright. Mean and range over "
+    "seeds.",
+    "gallery": "Test images turned by the angle on top, and below them the canonical forms that "
+    "the network is given, first seed. Frames: green, right prediction; red with a cross, wrong.",
+}
+
+# figure -> files of the results folder it is drawn from, module that draws it
+SOURCES: dict[str, tuple[str, str]] = {
+    "accuracy_by_angle": ("predictions/*.parquet", "eqadapt.analysis.figures.angles"),
+    "accuracy_by_angle_polar": ("predictions/*.parquet", "eqadapt.analysis.figures.angles"),
+    "upright_vs_cn_avg": ("predictions/*.parquet", "eqadapt.analysis.figures.scatter"),
+    "chosen_poses": ("predictions/*.parquet", "eqadapt.analysis.figures.poses"),
+    "training_curves": ("runs/*/history.csv", "eqadapt.analysis.figures.curves"),
+    "gallery": ("galleries/*.safetensors", "eqadapt.analysis.figures.gallery"),
+}

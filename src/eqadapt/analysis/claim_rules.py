@@ -1,0 +1,276 @@
+"""How a claim is put and judged: checks on differences between accuracies, one cell at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from eqadapt.analysis.comparisons import Comparison, Seeds, difference
+from eqadapt.analysis.labels import dataset_label, method_style
+from eqadapt.analysis.published import Published
+from eqadapt.analysis.statistics import holm
+
+Verdict = Literal["reproduced", "not reproduced", "not run"]
+SIGNIFICANCE = 0.05
+
+
+class Term(NamedTuple):
+    """One side of a check: a method's ``acc`` (upright) or ``cn_avg`` (mean over the orbit)."""
+
+    method: str
+    metric: str
+
+    def label(self, group: str) -> str:
+        """``"PRLC C8-Avg"``."""
+        metric = "upright" if self.metric == "acc" else f"{group}-Avg"
+        return f"{method_style(self.method).label} {metric}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """A condition on ``first - second``, in points.
+
+    Attributes:
+        first: Left term.
+        second: Right term.
+        rule: ``"ahead"``: the difference is positive and its paired test significant at 5% after
+            Holm's correction over the claim's tests; ``"at_least"`` / ``"at_most"``: its mean over
+            seeds is at least / at most ``points``; ``"invariant"``: in every seed all predictions
+            of ``first``'s method agree over each image's orbit, and so do the two accuracies.
+        points: The bound.
+    """
+
+    first: Term
+    second: Term
+    rule: Literal["ahead", "at_least", "at_most", "invariant"]
+    points: float = 0.0
+
+    def describe(self, group: str) -> str:
+        """The condition in words."""
+        left, right = self.first.label(group), self.second.label(group)
+        if self.rule == "ahead":
+            return f"{left} above {right}"
+        if self.rule == "invariant":
+            return f"{method_style(self.first.method).label}: same prediction in all {group} poses"
+        sign = "at least" if self.rule == "at_least" else "at most"
+        unit = "point" if self.points == 1 else "points"
+        return f"{left} minus {right} {sign} {self.points:g} {unit}"
+
+    def holds(self, value: float) -> bool:
+        """Whether a bare difference in points satisfies it (no test)."""
+        bounds = {
+            "ahead": value > 0,
+            "at_least": value >= self.points,
+            "at_most": value <= self.points,
+            "invariant": value == 0,
+        }
+        return bounds[self.rule]
+
+    def substituted(self, old: str, new: str) -> Check:
+        """The same check about another method."""
+        first, second = (
+            t._replace(method=new) if t.method == old else t for t in (self.first, self.second)
+        )
+        return replace(self, first=first, second=second)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of a paper, and what it takes to call it reproduced.
+
+    Attributes:
+        id: ``"K1"``.
+        text: The statement, in our words.
+        source: Key of the paper in ``config/published.yaml``.
+        checks: All must pass in a cell.
+        group: The group it is about.
+        datasets: Those the paper claims it for; empty when it is not about particular data.
+            Cells on other data are judged too and marked, and count only when there is no cell on
+            the claim's own.
+        regimes: Training regimes it is about.
+        variants: Methods of ours that the same rule is also applied to in place of ``prlc``;
+            they are reported and never count towards the verdict.
+        not_run: Why it cannot be judged from a classification study; empty when it can.
+    """
+
+    id: str
+    text: str
+    source: str
+    checks: tuple[Check, ...] = ()
+    group: str = "C8"
+    datasets: tuple[str, ...] = ()
+    regimes: tuple[str, ...] = ("joint",)
+    variants: tuple[str, ...] = ()
+    not_run: str = ""
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods its checks speak of."""
+        return list(dict.fromkeys(t.method for c in self.checks for t in (c.first, c.second)))
+
+    def for_variant(self, variant: str) -> Claim:
+        """The claim about ``variant`` in place of ``prlc``."""
+        checks = tuple(check.substituted("prlc", variant) for check in self.checks)
+        return replace(self, checks=checks)
+
+    def scope(self, dataset: str, reduced: bool) -> str:
+        """Whether a cell is within what the paper claims it for, in words."""
+        if not self.datasets:
+            words = "a claim about any data set"
+        elif dataset in self.datasets:
+            words = "the paper's data set"
+        else:
+            paper = " and ".join(dataset_label(name) for name in self.datasets)
+            words = f"another data set than the paper's ({paper})"
+        return f"{words}; reduced study" if reduced else words
+
+
+def judge_cell(claim: Claim, group: str, methods: Mapping[str, Seeds]) -> dict[str, Any]:
+    """Verdict of a claim in one cell, with the numbers behind it.
+
+    Args:
+        claim: The claim.
+        group: The cell's group.
+        methods: The cell's runs: method, then seed.
+
+    Returns:
+        ``verdict``, ``reason`` (when not run) and ``checks``.
+    """
+    missing = [name for name in claim.methods if name not in methods]
+    if missing:
+        return {"verdict": "not run", "reason": f"no runs of {', '.join(missing)}", "checks": []}
+    found = [_measure(check, methods) for check in claim.checks]
+    lacking = [c for c, d in zip(claim.checks, found, strict=True) if not d.estimate.n]
+    if lacking:
+        pair = f"{lacking[0].first.method} and {lacking[0].second.method}"
+        return {"verdict": "not run", "reason": f"no seed common to {pair}", "checks": []}
+    tested = [d.p if c.rule == "ahead" else math.nan for c, d in zip(claim.checks, found)]
+    adjusted = holm(tested)
+    checks = [
+        _judge(check, group, comparison, p, methods)
+        for check, comparison, p in zip(claim.checks, found, adjusted, strict=True)
+    ]
+    verdict: Verdict = "reproduced" if all(c["passed"] for c in checks) else "not reproduced"
+    return {"verdict": verdict, "reason": "", "checks": checks}
+
+
+def _measure(check: Check, methods: Mapping[str, Seeds]) -> Comparison:
+    first, second = check.first, check.second
+    return difference(methods[first.method], methods[second.method], (first.metric, second.metric))
+
+
+def _judge(
+    check: Check, group: str, found: Comparison, p_holm: float, methods: Mapping[str, Seeds]
+) -> dict[str, Any]:
+    points = found.estimate.scaled(100)
+    passed = check.holds(points.mean)
+    judged: dict[str, Any] = {
+        "text": check.describe(group),
+        "rule": check.rule,
+        "bound_points": check.points,
+        "first": check.first._asdict(),
+        "second": check.second._asdict(),
+        "difference_points": _number(points.mean),
+        "low_points": _number(points.low),
+        "high_points": _number(points.high),
+        "interval": points.kind,
+        "n_seeds": points.n,
+        "seeds_first_ahead": found.seeds_ahead,
+        "p_sign_flip": _number(found.p),
+        "p_holm": None,
+        "p_mcnemar": _number(found.p_mcnemar),
+    }
+    if check.rule == "ahead":
+        passed = passed and p_holm < SIGNIFICANCE
+        judged["p_holm"] = _number(p_holm)
+    if check.rule == "invariant":
+        judged["orbit_agreement"] = _orbit_agreement(methods[check.first.method])
+        passed = passed and judged["orbit_agreement"] == 1.0
+    judged["passed"] = bool(passed)
+    judged["clear"] = _clear(check, points.low, points.high)
+    return judged
+
+
+def _clear(check: Check, low: float, high: float) -> bool:
+    """Whether the whole interval is on one side of the bound."""
+    if check.rule == "invariant":
+        return True
+    bound = 0.0 if check.rule == "ahead" else check.points
+    return bool(low > bound or high < bound or (low == high != bound))
+
+
+def _orbit_agreement(runs: Seeds) -> float:
+    shares = [(e.predicted == e.predicted[:, :1]).all(axis=1).mean() for e in runs.values()]
+    return float(min(shares))
+
+
+def published_checks(claim: Claim, published: Published) -> list[dict[str, Any]]:
+    """The claim's own rule applied to the published figures, where all of them were found.
+
+    No test can be made on them, so that an ``ahead`` check only asks for the sign.
+    """
+    rows = []
+    for dataset, backbone in published.cells(claim.group):
+        values = [
+            _published_difference(c, dataset, backbone, claim, published) for c in claim.checks
+        ]
+        if any(value is None for value in values):
+            continue
+        checks = [
+            {"text": c.describe(claim.group), "difference_points": v, "passed": c.holds(v)}
+            for c, v in zip(claim.checks, values, strict=True)
+            if v is not None
+        ]
+        rows.append(
+            {
+                "dataset": dataset,
+                "backbone": backbone,
+                "group": claim.group,
+                "in_scope": not claim.datasets or dataset in claim.datasets,
+                "passed": all(check["passed"] for check in checks),
+                "checks": checks,
+                "figures": _published_figures(claim, dataset, backbone, published),
+            }
+        )
+    return rows
+
+
+def _published_difference(
+    check: Check, dataset: str, backbone: str, claim: Claim, published: Published
+) -> float | None:
+    first, second = (
+        published.find(dataset, backbone, claim.group, *term)
+        for term in (check.first, check.second)
+    )
+    if first is None or second is None:
+        return None
+    return round(first.value - second.value, 6)
+
+
+def _published_figures(
+    claim: Claim, dataset: str, backbone: str, published: Published
+) -> list[dict[str, Any]]:
+    terms: Sequence[Term] = list(
+        dict.fromkeys(t for c in claim.checks for t in (c.first, c.second))
+    )
+    rows = []
+    for term in terms:
+        figure = published.find(dataset, backbone, claim.group, *term)
+        if figure is not None:
+            rows.append(
+                {
+                    **term._asdict(),
+                    "percent": figure.value,
+                    "grade": figure.grade,
+                    "paper": figure.paper,
+                    "source": figure.source,
+                }
+            )
+    return rows
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else float(value)

@@ -1,0 +1,267 @@
+"""The papers' claims, each with its rule, and their verdicts in a study: ``claims.json``.
+
+A claim of another study is one more ``register(Claim(...))``. Thresholds are fixed here, before
+any result: "within 1 point" is the papers' own words for a gap that is closed, and "tens of points"
+is taken to mean at least 20.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from eqadapt.analysis.claim_rules import Check, Claim, Term, judge_cell, published_checks
+from eqadapt.analysis.labels import method_style
+from eqadapt.analysis.published import Published
+from eqadapt.analysis.results import Results
+from eqadapt.errors import UserError
+
+CLOSED = 1.0
+COLLAPSE = 20.0
+CLAIMS: dict[str, Claim] = {}
+
+
+def register(claim: Claim) -> Claim:
+    """Add a claim; one of the same id that says "not run" is replaced."""
+    known = CLAIMS.get(claim.id)
+    if known is not None and not known.not_run and known != claim:
+        raise UserError(f"two claims are named {claim.id!r}", fix="rename one of them")
+    CLAIMS[claim.id] = claim
+    return claim
+
+
+def _acc(method: str) -> Term:
+    return Term(method, "acc")
+
+
+def _avg(method: str) -> Term:
+    return Term(method, "cn_avg")
+
+
+register(
+    Claim(
+        id="K1",
+        text="A pretrained network fine-tuned on upright images loses tens of points when the test "
+        "images are turned through C8.",
+        source="mondal2023",
+        checks=(Check(_acc("vanilla"), _avg("vanilla"), "at_least", COLLAPSE),),
+        datasets=("cifar10", "cifar100"),
+    )
+)
+register(
+    Claim(
+        id="K2",
+        text="Rotation augmentation costs upright accuracy and still leaves a gap of more than a "
+        "point between its upright accuracy and its C8 average.",
+        source="mondal2023",
+        checks=(
+            Check(_acc("vanilla"), _acc("rotation_augmentation"), "ahead"),
+            Check(_acc("rotation_augmentation"), _avg("rotation_augmentation"), "at_least", CLOSED),
+        ),
+        datasets=("cifar10", "cifar100"),
+    )
+)
+register(
+    Claim(
+        id="K3",
+        text="Learned canonicalization closes that gap, and costs upright accuracy.",
+        source="mondal2023",
+        checks=(
+            Check(_acc("lc"), _avg("lc"), "at_most", CLOSED),
+            Check(_acc("vanilla"), _acc("lc"), "ahead"),
+        ),
+        datasets=("cifar10",),
+    )
+)
+register(
+    Claim(
+        id="K4",
+        text="With the prior, upright accuracy stays within a point of the vanilla network's, and "
+        "the C8 average within a point of the upright accuracy.",
+        source="mondal2023",
+        checks=(
+            Check(_acc("vanilla"), _acc("prlc"), "at_most", CLOSED),
+            Check(_acc("prlc"), _avg("prlc"), "at_most", CLOSED),
+        ),
+        datasets=("cifar10",),
+        variants=("prlc_rotated",),
+    )
+)
+register(
+    Claim(
+        id="K5",
+        text="On the C8 average PRLC is above LC and above rotation augmentation, which is above "
+        "vanilla; upright, vanilla is above PRLC, which is above LC.",
+        source="mondal2023",
+        checks=(
+            Check(_avg("prlc"), _avg("lc"), "ahead"),
+            Check(_avg("prlc"), _avg("rotation_augmentation"), "ahead"),
+            Check(_avg("rotation_augmentation"), _avg("vanilla"), "ahead"),
+            Check(_acc("vanilla"), _acc("prlc"), "ahead"),
+            Check(_acc("prlc"), _acc("lc"), "ahead"),
+        ),
+        datasets=("cifar10", "cifar100"),
+        variants=("prlc_rotated",),
+    )
+)
+register(
+    Claim(
+        id="K6",
+        text="With C4 the adapted network is exactly invariant: its C4 average is its upright "
+        "accuracy, image by image.",
+        source="mondal2023",
+        checks=(
+            Check(_acc("lc"), _avg("lc"), "invariant"),
+            Check(_acc("prlc"), _avg("prlc"), "invariant"),
+        ),
+        group="C4",
+        regimes=("joint", "frozen"),
+        variants=("prlc_rotated",),
+    )
+)
+
+_LATER = (
+    (
+        "K7",
+        "The prior alone, the predictor frozen, is enough: MaskRCNN's and SAM's C4 average mAP "
+        "rises to their upright mAP.",
+        "mondal2023",
+        "needs an instance segmentation study",
+    ),
+    (
+        "K8",
+        "A canonicalizer that is too small costs upright performance.",
+        "mondal2023",
+        "needs an instance segmentation study",
+    ),
+    (
+        "K9",
+        "A canonicalizer that is not equivariant by construction (OptC) matches or beats the "
+        "equivariant one and is up to twice as fast.",
+        "panigrahi2024",
+        "needs OptC and a timing study",
+    ),
+    (
+        "K10",
+        "Zero-shot under quarter turns: equizero above equitune above the unadapted network.",
+        "basu2023lambda",
+        "needs a zero-shot study of the averaging methods",
+    ),
+    (
+        "K11",
+        "After fine-tuning, λ-equitune is above equitune and mostly above equizero.",
+        "basu2023lambda",
+        "needs a fine-tuning study of the averaging methods",
+    ),
+    (
+        "K12",
+        "A distribution over group elements beats one learned canonical element.",
+        "kim2023lps",
+        "needs the n-body and graph separation tasks",
+    ),
+    (
+        "K13",
+        "Learned canonicalization beats frozen, PCA and optimised ones on rotated MNIST, and finer "
+        "groups help.",
+        "kaba2023",
+        "needs a rotated MNIST study",
+    ),
+    (
+        "K14",
+        "On turned point clouds a canonicalized PointNet or DGCNN keeps its aligned accuracy where "
+        "the plain one collapses.",
+        "mondal2023",
+        "needs the point cloud task",
+    ),
+    (
+        "K15",
+        "A canonicalizer trained on one data set transfers poorly to another.",
+        "Later work",
+        "needs a transfer study",
+    ),
+)
+for _id, _text, _source, _reason in _LATER:
+    register(Claim(id=_id, text=_text, source=_source, not_run=_reason))
+
+
+def judge(claim: Claim, results: Results, published: Published) -> dict[str, Any]:
+    """One claim's entry of ``claims.json``."""
+    entry: dict[str, Any] = {
+        "id": claim.id,
+        "text": claim.text,
+        "source": claim.source,
+        "source_title": published.citation(claim.source),
+        "group": claim.group,
+        "rule": [check.describe(claim.group) for check in claim.checks],
+        "published": published_checks(claim, published),
+    }
+    if claim.not_run:
+        return entry | _not_run(claim.not_run)
+    cells = _judge_cells(claim, results)
+    variants = [
+        {"method": name, "label": method_style(name).label}
+        | _overall(_judge_cells(claim.for_variant(name), results))
+        for name in claim.variants
+        if name in results.layout["methods"]
+    ]
+    return entry | _overall(cells, claim.group) | {"variants": variants}
+
+
+def _judge_cells(claim: Claim, results: Results) -> list[dict[str, Any]]:
+    cells = [c for c in results.cells(group=claim.group) if c.regime in claim.regimes]
+    judged = [
+        {
+            **cell._asdict(),
+            "in_scope": not claim.datasets or cell.dataset in claim.datasets,
+            "scope": claim.scope(cell.dataset, results.reduced),
+        }
+        | judge_cell(claim, cell.group, results.at(cell))
+        for cell in cells
+    ]
+    own = any(cell["in_scope"] and cell["verdict"] != "not run" for cell in judged)
+    for cell in judged:
+        cell["counted"] = cell["verdict"] != "not run" and (cell["in_scope"] or not own)
+    return judged
+
+
+def _overall(cells: list[dict[str, Any]], group: str = "") -> dict[str, Any]:
+    counted = [cell for cell in cells if cell["counted"]]
+    if not counted:
+        reasons = dict.fromkeys(cell["reason"] for cell in cells)
+        return _not_run("; ".join(reasons) or f"the study has no {group} runs", cells)
+    passed = sum(cell["verdict"] == "reproduced" for cell in counted)
+    verdict = "reproduced" if passed == len(counted) else "not reproduced"
+    return {
+        "verdict": verdict,
+        "reason": "",
+        "cells_reproduced": passed,
+        "cells_counted": len(counted),
+        "in_scope": all(cell["in_scope"] for cell in counted),
+        "cells": cells,
+    }
+
+
+def _not_run(reason: str, cells: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    return {
+        "verdict": "not run",
+        "reason": reason,
+        "cells_reproduced": 0,
+        "cells_counted": 0,
+        "in_scope": False,
+        "cells": cells or [],
+        "variants": [],
+    }
+
+
+def claims_document(results: Results, published: Published) -> dict[str, Any]:
+    """The content of ``claims.json``: every claim with its verdict and numbers, and a count."""
+    entries = [judge(claim, results, published) for claim in CLAIMS.values()]
+    counts = dict.fromkeys(("reproduced", "not reproduced", "not run"), 0)
+    for entry in entries:
+        counts[entry["verdict"]] += 1
+    return {
+        "study": results.name,
+        "reduced": results.reduced,
+        "counts": counts,
+        "thresholds": {"closed_points": CLOSED, "collapse_points": COLLAPSE, "significance": 0.05},
+        "claims": entries,
+    }

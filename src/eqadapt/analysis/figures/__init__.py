@@ -1,0 +1,52 @@
+"""Figures of a study, as SVG and PNG, drawn from its prediction files.
+
+A figure is a function ``(Results, cells) -> matplotlib Figure``, one panel (or row) a cell; the
+cells of one figure share data set, regime and group. A further one is a function in a module of its
+own, an entry in ``FIGURES`` and in ``analysis.outputs.FIGURES``, and its words in
+``analysis.captions``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from eqadapt.analysis import outputs
+from eqadapt.analysis.evaluations import Cell
+from eqadapt.analysis.figures.angles import accuracy_by_angle, accuracy_by_angle_polar
+from eqadapt.analysis.figures.curves import training_curves
+from eqadapt.analysis.figures.gallery import draw_gallery
+from eqadapt.analysis.figures.poses import chosen_poses
+from eqadapt.analysis.figures.scatter import upright_vs_cn_avg
+from eqadapt.analysis.figures.style import placeholder, save, themed
+from eqadapt.analysis.results import Results
+
+FIGURES: dict[str, Callable[[Results, list[Cell]], Figure | None]] = {
+    "accuracy_by_angle": accuracy_by_angle,
+    "accuracy_by_angle_polar": accuracy_by_angle_polar,
+    "upright_vs_cn_avg": upright_vs_cn_avg,
+    "chosen_poses": chosen_poses,
+    "training_curves": training_curves,
+}
+
+
+def write_figures(results: Results) -> list[Path]:
+    """Write every figure that ``outputs.figure_files`` names; one without data says so."""
+    layout, written = results.layout, []
+    with themed():
+        for dataset in layout["datasets"]:
+            for regime in layout["regimes"]:
+                for group in layout["groups"]:
+                    cells = [c for c in results.cells(regime, group) if c.dataset == dataset]
+                    for name in outputs.FIGURES:
+                        stem = outputs.figure_stem(name, dataset, regime, group)
+                        figure = FIGURES[name](results, cells) if cells else None
+                        written += save(figure or placeholder(), results.folder / stem)
+                    for backbone in layout["backbones"]:
+                        cell = Cell(dataset, backbone, regime, group)
+                        stem = outputs.gallery_stem(dataset, backbone, regime, group)
+                        figure = draw_gallery(results, cell)
+                        written += save(figure or placeholder(), results.folder / stem)
+    return written

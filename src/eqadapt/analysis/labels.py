@@ -1,0 +1,339 @@
+"""How methods, data sets and backbones are named, coloured and ordered. Nothing heavy here.
+
+A method that is not listed gets a label, a colour and a marker made from its name, so that one
+plugged in from outside appears in every table and figure without a change here.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from eqadapt.errors import UserError
+
+
+@dataclass(frozen=True)
+class MethodStyle:
+    """How one method appears.
+
+    Attributes:
+        name: The key in configurations and files.
+        label: The name for people.
+        colour: Hex colour, the same in every figure.
+        marker: A matplotlib marker; with ``dash`` it tells methods apart without colour.
+        dash: A matplotlib line style.
+        sentence: What the method does, in one sentence.
+        reference: A ceiling rather than a competitor: it knows what a method has to find out, so
+            it is never marked as the best of a column.
+    """
+
+    name: str
+    label: str
+    colour: str
+    marker: str
+    dash: str | tuple[int, tuple[int, ...]]
+    sentence: str
+    reference: bool = False
+
+
+_DASHES: dict[str, str | tuple[int, tuple[int, ...]]] = {
+    "solid": "-",
+    "dashed": (0, (5, 2)),
+    "dotted": (0, (1, 1)),
+    "dashdot": (0, (4, 1, 1, 1)),
+}
+
+# The first eight colours are Okabe and Ito's, the rest Paul Tol's "muted" and "bright" schemes:
+# told apart by people with any common form of colour blindness, helped by markers and dashes.
+_LISTED = (
+    # name, label, colour, marker, dash, sentence
+    (
+        "vanilla",
+        "Vanilla",
+        "#3d3d3d",
+        "o",
+        "solid",
+        "The network fine-tuned on upright images and used as it is.",
+    ),
+    (
+        "rotation_augmentation",
+        "Rotation augmentation",
+        "#e69f00",
+        "s",
+        "solid",
+        "The same network fine-tuned on images turned by random elements of the group.",
+    ),
+    (
+        "lc",
+        "LC",
+        "#56b4e9",
+        "^",
+        "solid",
+        "Learned canonicalization: an equivariant network picks the pose of the input, the input "
+        "is turned back by it, and only the task's loss teaches the choice.",
+    ),
+    (
+        "prlc",
+        "PRLC",
+        "#0072b2",
+        "D",
+        "solid",
+        "LC with the paper's prior: training images count as upright, so the chosen pose is pulled "
+        "to the identity and the network sees images like those it was pretrained on.",
+    ),
+    (
+        "prlc_rotated",
+        "PRLC (rotated prior)",
+        "#009e73",
+        "v",
+        "solid",
+        "PRLC with the prior asked on randomly turned images, the turn applied being the answer, "
+        "so that blur from resampling cannot stand in for the pose.",
+    ),
+    (
+        "optc",
+        "OptC",
+        "#d55e00",
+        "P",
+        "solid",
+        "A plain network embeds every turned copy of the input, and the copy closest to a fixed "
+        "direction is the canonical one.",
+    ),
+    (
+        "optc_noprior",
+        "OptC (no prior)",
+        "#cc79a7",
+        "X",
+        "dashed",
+        "OptC trained without the pull towards the identity on upright images.",
+    ),
+    (
+        "equitune",
+        "Equitune",
+        "#332288",
+        "h",
+        "solid",
+        "The mean of the network's outputs over all turned copies of the input.",
+    ),
+    (
+        "lambda_equitune",
+        "λ-equitune",
+        "#aa4499",
+        "p",
+        "solid",
+        "A weighted mean over the turned copies, the weights read from the network's features.",
+    ),
+    (
+        "equizero",
+        "Equizero",
+        "#882255",
+        "<",
+        "solid",
+        "The output for the turned copy on which the network is most certain.",
+    ),
+    (
+        "lps",
+        "LPS",
+        "#999933",
+        ">",
+        "solid",
+        "Probabilistic symmetrization: poses are drawn from a learned equivariant distribution and "
+        "the outputs averaged.",
+    ),
+    (
+        "top_k",
+        "Top-k poses",
+        "#117733",
+        "d",
+        "dashed",
+        "The scorer's k best poses, weighted by their scores.",
+    ),
+    (
+        "boltzmann",
+        "Boltzmann",
+        "#44aa99",
+        "*",
+        "dashed",
+        "A mean over turned copies weighted by exp(-energy / temperature): equizero when cold, "
+        "equitune when hot.",
+    ),
+    (
+        "ac_max",
+        "Classwise maximum",
+        "#ee6677",
+        "8",
+        "dashed",
+        "Each class takes its largest score over the turned copies.",
+    ),
+    (
+        "posterior",
+        "Posterior",
+        "#aa3377",
+        "H",
+        "dashdot",
+        "The scorer's pose probabilities times the evidence of the network's own outputs.",
+    ),
+    (
+        "distil_prior",
+        "Distilled prior",
+        "#6699cc",
+        "1",
+        "dashdot",
+        "PRLC taught the pose on which the frozen network errs least, instead of the identity.",
+    ),
+    (
+        "lc_offset",
+        "LC (offset)",
+        "#88ccee",
+        "2",
+        "dashdot",
+        "LC whose canonical pose is shifted afterwards to the one the network likes best.",
+    ),
+    (
+        "features_prior",
+        "Feature prior",
+        "#ddaa33",
+        "3",
+        "dashdot",
+        "PRLC whose prior compares the network's features of the canonical form and of the "
+        "upright image.",
+    ),
+    (
+        "oracle",
+        "Oracle (true pose)",
+        "#9a9a9a",
+        "+",
+        "dotted",
+        "The true turn is undone before the vanilla network: the ceiling, and what resampling "
+        "alone costs.",
+    ),
+)
+_FAMILIES = {
+    "its_": ("ITS", "Inverse test-time search: the turned copy with the best score is kept"),
+    "ood_": ("OOD", "The turned copy that looks least out of distribution is kept"),
+}
+_MARKERS = "osD^v<>PXhpd*8H"
+
+METHODS: dict[str, MethodStyle] = {
+    name: MethodStyle(name, label, colour, marker, _DASHES[dash], sentence, name == "oracle")
+    for name, label, colour, marker, dash, sentence in _LISTED
+}
+_ORDER = {name: position for position, name in enumerate(METHODS)}
+
+
+def method_style(name: str) -> MethodStyle:
+    """The style of a method; made from its name when it is not listed."""
+    if name in METHODS:
+        return METHODS[name]
+    digest = hashlib.sha256(name.encode()).digest()
+    red, green, blue = colorsys.hls_to_rgb(digest[0] / 256, 0.42, 0.55)
+    return MethodStyle(
+        name=name,
+        label=_made_label(name),
+        colour=f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}",
+        marker=_MARKERS[digest[1] % len(_MARKERS)],
+        dash=list(_DASHES.values())[1 + digest[2] % 3],
+        sentence=_made_sentence(name),
+    )
+
+
+def method_styles(names: Iterable[str]) -> dict[str, MethodStyle]:
+    """Styles of several methods, in display order, no two of them with the same marker and dash."""
+    styles: dict[str, MethodStyle] = {}
+    taken: set[tuple[str, object]] = set()
+    for name in sorted(set(names), key=method_order):
+        style = method_style(name)
+        if name not in METHODS:
+            marker = next((m for m in _MARKERS if (m, style.dash) not in taken), style.marker)
+            if (style.marker, style.dash) in taken:
+                style = replace(style, marker=marker)
+        taken.add((style.marker, style.dash))
+        styles[name] = style
+    return styles
+
+
+def method_order(name: str) -> tuple[int, int, str]:
+    """Sort key: listed methods in their order, others by name, the ceiling last."""
+    return (int(name == "oracle"), _ORDER.get(name, len(_ORDER)), name)
+
+
+def _made_label(name: str) -> str:
+    for prefix, (label, _) in _FAMILIES.items():
+        if name.startswith(prefix):
+            return f"{label} {name.removeprefix(prefix).replace('_', ' ')}"
+    words = name.replace("_", " ")
+    return words[:1].upper() + words[1:]
+
+
+def _made_sentence(name: str) -> str:
+    from eqadapt.methods import get_method
+
+    try:
+        return get_method(name).summary
+    except UserError:
+        pass
+    for prefix, (_, sentence) in _FAMILIES.items():
+        if name.startswith(prefix):
+            return f"{sentence} ({name.removeprefix(prefix).replace('_', ' ')})."
+    return f"The method registered as {name}."
+
+
+_DATASETS = {
+    "digits": "Digits",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "stl10": "STL-10",
+    "imagenet": "ImageNet",
+    "imagenet_v2": "ImageNet-V2",
+}
+
+# Our names come from timm, the published figures' from torchvision: the same network is one cell.
+_SAME_BACKBONE = (
+    (re.compile(r"resnet50(\..*)?"), "resnet50"),
+    (re.compile(r"resnet101(\..*)?"), "resnet101"),
+    (re.compile(r"(vit_b_16|vit_base_patch16(_224)?(\..*)?)"), "vit_b_16"),
+    (re.compile(r"(vit_b_32|vit_base_patch32(_224)?(\..*)?)"), "vit_b_32"),
+)
+_BACKBONES = {"vit_b_16": "ViT-B/16", "vit_b_32": "ViT-B/32"}
+
+
+def dataset_label(name: str) -> str:
+    """``"cifar10"`` to ``"CIFAR-10"``; an unknown name stays as it is."""
+    return _DATASETS.get(name, name)
+
+
+def backbone_key(name: str) -> str:
+    """The published figures' name of a backbone, e.g. of timm's ``vit_base_patch16_224``."""
+    for pattern, key in _SAME_BACKBONE:
+        if pattern.fullmatch(name):
+            return key
+    return name
+
+
+def backbone_label(name: str) -> str:
+    """``"resnet50"`` to ``"ResNet-50"``, ``"vit_b_16"`` to ``"ViT-B/16"``; others nearly as is."""
+    key = backbone_key(name)
+    if key in _BACKBONES:
+        return _BACKBONES[key]
+    resnet = re.fullmatch(r"resnet(\d+)([a-z]*)(.*)", key)
+    if resnet:
+        return f"ResNet-{resnet[1]}{resnet[2]}{resnet[3].replace('_', ' ')}"
+    vit = re.fullmatch(r"vit_([a-z])[a-z]*_patch(\d+)(_.*)?", key)
+    if vit:
+        return f"ViT-{'Ti' if vit[1] == 't' else vit[1].upper()}/{vit[2]}"
+    return re.sub(r"^vit_", "ViT ", key).replace("_", " ")
+
+
+def cell_label(dataset: str, backbone: str) -> str:
+    """``"CIFAR-10, ResNet-50"``."""
+    return f"{dataset_label(dataset)}, {backbone_label(backbone)}"
+
+
+REGIMES = {
+    "joint": "joint fine-tuning of network and canonicalizer",
+    "frozen": "frozen network, the canonicalizer trained alone",
+}

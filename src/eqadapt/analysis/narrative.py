@@ -1,0 +1,180 @@
+"""The report's sentences, generated from numbers: nothing here is written by hand per study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from eqadapt.analysis import formatting as f
+from eqadapt.analysis.evaluations import Cell
+from eqadapt.analysis.labels import (
+    REGIMES,
+    backbone_label,
+    cell_label,
+    dataset_label,
+    method_style,
+)
+from eqadapt.analysis.published import Published
+from eqadapt.analysis.results import Results
+from eqadapt.analysis.tables import main_frame
+
+MOST_CELLS = 4
+
+
+def listed(items: Sequence[str], last: str = "and") -> str:
+    """``"a, b and c"``."""
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} {last} {items[-1]}"
+
+
+def plural(number: int, noun: str) -> str:
+    """``"1 run"``, ``"3 runs"``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def scope_sentences(results: Results, published: Published) -> list[str]:
+    """What is asked, and on what."""
+    layout = results.layout
+    datasets = listed([dataset_label(name) for name in layout["datasets"]])
+    networks = listed([backbone_label(name) for name in layout["backbones"]])
+    regimes = listed([REGIMES.get(name, name) for name in layout["regimes"]])
+    paper = published.citation("mondal2023")
+    sentences = [
+        f"This study tests the classification claims of “{paper}” on {datasets}, with "
+        f"{networks}, under {regimes}.",
+        "It asks whether a network that fails on turned images can be repaired by choosing a "
+        "pose for each input and turning it back, and what that costs on upright images.",
+    ]
+    if results.reduced:
+        sentences.append(
+            "It is a reduced form of the experiment: its numbers show whether the effects are "
+            "there, not how large they are at the paper's size."
+        )
+    return sentences
+
+
+def method_sentences(results: Results) -> list[str]:
+    """What was run, how often, on what device and how long."""
+    metrics = results.metrics
+    runs = metrics.drop_duplicates(
+        ["dataset", "backbone", "regime", "method", "trained_group", "seed"]
+    )
+    seeds = runs.groupby(["dataset", "backbone", "regime", "method", "trained_group"])[
+        "seed"
+    ].nunique()
+    spread = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    images = listed(
+        [
+            f"{int(n):,} of {dataset_label(str(name))}"
+            for name, n in metrics.groupby("dataset", sort=False)["n_test"].max().items()
+        ]
+    )
+    poses = int(metrics["n_poses"].max())
+    sentences = [
+        f"{plural(len(runs), 'run')}: {plural(runs['method'].nunique(), 'method')}, groups "
+        f"{listed(results.groups)}, {spread} {'seed' if spread == '1' else 'seeds'} each. "
+        f"Every test image ({images}) was classified in {poses} poses, {360 / poses:g}° apart.",
+        "Checkpoints are chosen on a validation split of the training set; the test set is read "
+        "once. Turns by multiples of 90° move pixels exactly; all other turns use one resampling, "
+        "the same in training and evaluation.",
+    ]
+    cost = _cost_sentence(results)
+    return [*sentences, cost] if cost else sentences
+
+
+def _cost_sentence(results: Results) -> str:
+    seconds, devices = training_seconds(results), known(results.metrics["device"])
+    if not seconds:
+        return ""
+    where = f" on {listed(devices)}" if devices else ""
+    each = sum(seconds.values()) / len(seconds)
+    return (
+        f"Training took {f.duration(sum(seconds.values()))}{where}: "
+        f"{plural(len(seconds), 'training')}, {f.duration(each)} each on average."
+    )
+
+
+def training_seconds(results: Results) -> dict[str, float]:
+    """Seconds of each run that was trained (not of those that reuse a checkpoint)."""
+    return {
+        stem: float(record["train_seconds"])
+        for stem, record in results.records.items()
+        if (results.folder / "runs" / stem / "run.json").exists()
+        and record.get("train_seconds") is not None
+    }
+
+
+def known(values: pd.Series) -> list[str]:
+    """Distinct values that are there, in order of appearance."""
+    return [str(value) for value in dict.fromkeys(values.dropna())]
+
+
+def result_sentences(
+    results: Results, published: Published, claims: Mapping[str, Any]
+) -> list[str]:
+    """The findings in two or three sentences."""
+    regime, group = results.layout["regimes"][0], results.groups[-1]
+    cells = results.cells(regime, group)[:MOST_CELLS]
+    frame = main_frame(results, published, cells, group)
+    table = frame[frame["mean_percent"].notna()].set_index(
+        ["dataset", "backbone", "method", "metric"]
+    )["mean_percent"]
+    found = [_collapse(table, cells, group), _repair(table, cells, group), _verdicts(claims)]
+    return [sentence for sentence in found if sentence]
+
+
+def _value(table: pd.Series, cell: Cell, method: str, metric: str) -> float | None:
+    key = (cell.dataset, cell.backbone, method, metric)
+    return float(table[key]) if key in table.index else None
+
+
+def _collapse(table: pd.Series, cells: Sequence[Cell], group: str) -> str:
+    parts = []
+    for cell in cells:
+        upright = _value(table, cell, "vanilla", "acc")
+        average = _value(table, cell, "vanilla", "cn_avg")
+        if upright is not None and average is not None:
+            parts.append(
+                f"from {f.points(upright)}% to {f.points(average)}% ({cell_label(*cell[:2])})"
+            )
+    if not parts:
+        return ""
+    return f"Turning the test images through {group} takes the vanilla network {listed(parts)}."
+
+
+def _repair(table: pd.Series, cells: Sequence[Cell], group: str) -> str:
+    parts = []
+    for cell in cells:
+        here = table.loc[(cell.dataset, cell.backbone)].unstack()
+        rivals = here[[not method_style(str(m)).reference for m in here.index]]
+        if len(rivals) < 2:
+            continue
+        best = str(rivals["cn_avg"].idxmax())
+        text = (
+            f"{method_style(best).label} with {f.points(here.loc[best, 'cn_avg'])}% "
+            f"({cell_label(*cell[:2])}"
+        )
+        vanilla = _value(table, cell, "vanilla", "acc")
+        if vanilla is not None and best != "vanilla":
+            text += f"; upright {f.signed(here.loc[best, 'acc'] - vanilla)} points against vanilla"
+        parts.append(text + ")")
+    return f"Best on the {group} average: {listed(parts)}." if parts else ""
+
+
+def _verdicts(claims: Mapping[str, Any]) -> str:
+    by_verdict: dict[str, list[str]] = {"reproduced": [], "not reproduced": []}
+    for claim in claims["claims"]:
+        if claim["verdict"] in by_verdict:
+            by_verdict[claim["verdict"]].append(claim["id"])
+    yes, no = by_verdict["reproduced"], by_verdict["not reproduced"]
+    if not yes and not no:
+        return "No claim can be judged from these runs."
+    text = f"Of {plural(len(yes) + len(no), 'claim')} tested, {len(yes)} "
+    text += f"{'is' if len(yes) == 1 else 'are'} reproduced"
+    text += f" ({listed(yes)})" if yes else ""
+    return text + (
+        f" and {len(no)} {'is' if len(no) == 1 else 'are'} not ({listed(no)})." if no else "."
+    )

@@ -1,0 +1,85 @@
+"""Names of every file the analysis writes for a study. Pure Python: a workflow may import it.
+
+All paths are relative to the study's results folder and follow from the lists in its
+configuration alone, so that a workflow can declare them before anything has run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+METRICS = "metrics.csv"
+CLAIMS = "claims.json"
+REPORT = "report.html"
+ANGLES_TABLE = "tables/accuracy_by_angle.csv"
+
+TABLES = ("main", "diagnostics", "paired_tests")
+TABLE_FORMATS = ("csv", "md", "tex")
+FIGURES = (
+    "accuracy_by_angle",
+    "accuracy_by_angle_polar",
+    "upright_vs_cn_avg",
+    "chosen_poses",
+    "training_curves",
+)
+GALLERY = "gallery"
+FIGURE_FORMATS = ("svg", "png")
+
+
+def names(config: Mapping[str, Any], key: str, default: tuple[str, ...] = ()) -> list[str]:
+    """The names under ``key``: a list of names, of mappings with a ``name``, or one mapping."""
+    value = config.get(key)
+    if value is None:
+        return list(default)
+    if isinstance(value, str | int):
+        return [str(value)]
+    return [str(item["name"]) if isinstance(item, Mapping) else str(item) for item in value]
+
+
+def regimes(config: Mapping[str, Any]) -> list[str]:
+    """The study's training regimes; ``["joint"]`` when it does not say."""
+    return names(config, "regimes", ("joint",))
+
+
+def groups(config: Mapping[str, Any]) -> list[str]:
+    """The study's groups, without the trivial one."""
+    return [group for group in names(config, "groups") if group != "C1"]
+
+
+def table_stem(table: str, regime: str, group: str) -> str:
+    """``tables/main-joint-C8``."""
+    return f"tables/{table}-{regime}-{group}"
+
+
+def figure_stem(figure: str, dataset: str, regime: str, group: str) -> str:
+    """``figures/accuracy_by_angle-digits-joint-C8``."""
+    return f"figures/{figure}-{dataset}-{regime}-{group}"
+
+
+def gallery_stem(dataset: str, backbone: str, regime: str, group: str) -> str:
+    """``figures/gallery-digits-resnet18-joint-C8``."""
+    return f"figures/{GALLERY}-{dataset}-{backbone}-{regime}-{group}"
+
+
+def table_files(config: Mapping[str, Any]) -> list[str]:
+    """Every table of the study, in every format."""
+    stems = (table_stem(*parts) for parts in product(TABLES, regimes(config), groups(config)))
+    return [f"{stem}.{form}" for stem in stems for form in TABLE_FORMATS] + [ANGLES_TABLE]
+
+
+def figure_files(config: Mapping[str, Any]) -> list[str]:
+    """Every figure of the study, as SVG and as PNG."""
+    cells = list(product(names(config, "datasets"), regimes(config), groups(config)))
+    stems = [figure_stem(figure, *cell) for figure in FIGURES for cell in cells]
+    stems += [
+        gallery_stem(dataset, backbone, regime, group)
+        for dataset, backbone, regime, group in product(
+            names(config, "datasets"),
+            names(config, "backbones"),
+            regimes(config),
+            groups(config),
+        )
+    ]
+    return [f"{stem}.{form}" for stem in stems for form in FIGURE_FORMATS]

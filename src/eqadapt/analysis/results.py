@@ -1,0 +1,267 @@
+"""A study's results folder, opened for reading: what it holds and whether it fits together."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from eqadapt.analysis import outputs
+from eqadapt.analysis.evaluations import Cell, Evaluation, evaluate_all
+from eqadapt.analysis.labels import method_order
+from eqadapt.analysis.metrics import COLUMNS, KEYS
+from eqadapt.analysis.predictions import IDENTITY, Predictions, iterate_predictions, run_stem
+from eqadapt.errors import UserError
+
+_AXES = {"dataset": "datasets", "backbone": "backbones", "regime": "regimes", "method": "methods"}
+
+
+@dataclass(frozen=True)
+class Results:
+    """The folder ``results/<study>``.
+
+    Attributes:
+        folder: Where it is.
+        groups: Evaluation groups of runs that have none; empty for those of ``study.yaml``.
+    """
+
+    folder: Path
+    groups_wanted: Sequence[str] = field(default=())
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """``study.yaml``; without that file, what the prediction files describe."""
+        path = self.folder / "study.yaml"
+        if not path.exists():
+            return {}
+        try:
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise UserError(f"not readable as YAML: {error}", where=str(path)) from error
+        if not isinstance(config, dict):
+            raise UserError("the study's configuration is not a mapping", where=str(path))
+        return config
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return str(self.config.get("name") or self.config.get("study") or self.folder.name)
+
+    @property
+    def reduced(self) -> bool:
+        """Whether the study calls itself a reduced form of a larger one."""
+        return bool(self.config.get("reduced", False))
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """The groups evaluated."""
+        if self.groups_wanted:
+            return list(self.groups_wanted)
+        found = outputs.groups(self.config) or sorted(
+            {str(p.meta["group"]) for p in self.predictions} - {"C1"},
+            key=lambda group: int(group[1:]),
+        )
+        if not found:
+            raise UserError(
+                "no group to evaluate at: every run is without one",
+                where=str(self.folder),
+                fix="name them, e.g. --groups C4 C8",
+            )
+        return found
+
+    @cached_property
+    def layout(self) -> dict[str, list[str]]:
+        """Lists that the names of the outputs follow from (see ``analysis.outputs``)."""
+        listed = {key: outputs.names(self.config, key) for key in _AXES.values()}
+        if self.config:
+            listed["regimes"] = outputs.regimes(self.config)
+        for axis, key in _AXES.items():
+            seen = dict.fromkeys(str(p.meta[axis]) for p in self.predictions)
+            listed[key] = listed[key] or list(seen)
+        listed["methods"] = sorted(listed["methods"], key=method_order)
+        return {**listed, "groups": self.groups}
+
+    @cached_property
+    def predictions(self) -> list[Predictions]:
+        """The prediction files of the study's runs; files of other runs are left out, and named."""
+        kept: list[Predictions] = []
+        others: list[Predictions] = []
+        for predictions in iterate_predictions(self.folder / "predictions"):
+            (kept if self._belongs(predictions.meta) else others).append(predictions)
+        if others:
+            print(
+                f"left out: {len(others)} prediction file(s) of runs that study.yaml does not "
+                f"name, e.g. {others[0].path.name}",
+                file=sys.stderr,
+            )
+        if not kept:
+            raise UserError(
+                "no prediction file belongs to a run that study.yaml names",
+                where=str(self.folder / "predictions"),
+                fix="run `eqadapt predict` for the study's runs",
+            )
+        return kept
+
+    def _belongs(self, meta: Mapping[str, Any]) -> bool:
+        for axis, key in {**_AXES, "seed": "seeds"}.items():
+            named = outputs.names(self.config, key)
+            if named and str(meta[axis]) not in named:
+                return False
+        named = outputs.names(self.config, "groups")
+        return not named or meta["group"] in {*named, "C1"}
+
+    @cached_property
+    def evaluations(self) -> list[Evaluation]:
+        """Every run at its group, group-free runs at each of the study's."""
+        return list(evaluate_all(self.predictions, self.groups))
+
+    @cached_property
+    def records(self) -> dict[str, dict[str, Any]]:
+        """``run.json`` by run; a run that trains nothing has that of the run it reuses."""
+        found = {}
+        for predictions in self.predictions:
+            record = self._record(predictions.meta)
+            if record:
+                found[predictions.stem] = record
+        return found
+
+    def _record(self, meta: Mapping[str, Any]) -> dict[str, Any]:
+        for stem in (run_stem(meta), run_stem({**meta, "method": trained_as(meta["method"])})):
+            path = self.folder / "runs" / stem / "run.json"
+            if path.exists():
+                try:
+                    record = json.loads(path.read_text(encoding="utf-8"))
+                except ValueError as error:
+                    raise UserError(
+                        f"not readable as JSON: {error}",
+                        where=str(path),
+                        fix="delete the run's folder and train it again",
+                    ) from error
+                return {k: v for k, v in record.items() if k not in IDENTITY}
+        return {}
+
+    @cached_property
+    def histories(self) -> pd.DataFrame:
+        """Training curves of all runs: their ``history.csv`` with the run's identity in front."""
+        parts = []
+        for predictions in self.predictions:
+            path = self.folder / "runs" / predictions.stem / "history.csv"
+            if path.exists():
+                frame = _read_csv(path)
+                identity = {key: predictions.meta[key] for key in IDENTITY}
+                parts.append(frame.assign(**identity))
+        columns = [*IDENTITY, "epoch"]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """``metrics.csv``, checked to describe exactly the prediction files that are there."""
+        path = self.folder / outputs.METRICS
+        if not path.exists():
+            raise UserError(
+                "no metrics yet",
+                where=str(path),
+                fix=f"run `eqadapt metrics --results {self.folder}`",
+            )
+        frame = _read_csv(path)
+        missing = [column for column in COLUMNS if column not in frame.columns]
+        if missing:
+            raise UserError(f"metrics.csv lacks {', '.join(missing)}", where=str(path))
+        there = set(frame[list(KEYS[1:])].astype(str).itertuples(index=False, name=None))
+        cells = ((e.cell, e.method, e.seed) for e in self.evaluations)
+        expected = {(*c[:3], method, c.group, str(seed)) for c, method, seed in cells}
+        if there != expected:
+            raise UserError(
+                f"metrics.csv has {len(there)} rows where the prediction files give "
+                f"{len(expected)}, or other ones",
+                where=str(path),
+                fix=f"run `eqadapt metrics --results {self.folder}` again",
+            )
+        return frame
+
+    def cells(self, regime: str | None = None, group: str | None = None) -> list[Cell]:
+        """The cells there are, in the configuration's order."""
+        present = {evaluation.cell for evaluation in self.evaluations}
+        lay = self.layout
+        ordered = (
+            Cell(d, b, r, g)
+            for r in lay["regimes"]
+            for g in lay["groups"]
+            for d in lay["datasets"]
+            for b in lay["backbones"]
+        )
+        wanted = (c for c in ordered if regime in (None, c.regime) and group in (None, c.group))
+        return [cell for cell in wanted if cell in present]
+
+    def at(self, cell: Cell) -> dict[str, dict[int, Evaluation]]:
+        """The evaluations of one cell: method, in display order, then seed."""
+        methods: dict[str, dict[int, Evaluation]] = {}
+        for evaluation in self._by_cell.get(cell, []):
+            methods.setdefault(evaluation.method, {})[evaluation.seed] = evaluation
+        return {
+            method: dict(sorted(methods[method].items()))
+            for method in sorted(methods, key=method_order)
+        }
+
+    @cached_property
+    def _by_cell(self) -> dict[Cell, list[Evaluation]]:
+        found: dict[Cell, list[Evaluation]] = {}
+        for evaluation in self.evaluations:
+            found.setdefault(evaluation.cell, []).append(evaluation)
+        return found
+
+
+def open_results(folder: str | Path, groups: Sequence[str] = ()) -> Results:
+    """Open a results folder.
+
+    Raises:
+        UserError: It is not a folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError("no such results folder", where=str(folder), fix="give it with --results")
+    return Results(folder, tuple(groups))
+
+
+def trained_as(method: str) -> str:
+    """The method whose checkpoint a method is evaluated with: itself, or e.g. oracle's vanilla."""
+    from eqadapt.methods import get_method
+
+    try:
+        return get_method(method).train_as or method
+    except UserError:
+        return method
+
+
+def same_images(evaluations: Sequence[Evaluation]) -> None:
+    """Check that runs to be compared were tested on the same images.
+
+    Raises:
+        UserError: They were not.
+    """
+    first = evaluations[0].predictions
+    for other in (evaluation.predictions for evaluation in evaluations[1:]):
+        if not (
+            np.array_equal(first.index, other.index) and np.array_equal(first.label, other.label)
+        ):
+            raise UserError(
+                f"{first.path.name} and {other.path.name} hold different test images, so that "
+                "their runs cannot be compared in pairs",
+                where=str(other.path.parent),
+                fix="predict both again from the same prepared data",
+            )
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"not readable as CSV: {error}", where=str(path)) from error
