@@ -17,7 +17,7 @@ import yaml
 from eqadapt.errors import UserError
 from eqadapt.files import json_dumps
 from eqadapt.methods import get_method
-from eqadapt.study_rules import validated
+from eqadapt.study_rules import knows_classes, validated
 
 TASK = "classification"
 
@@ -188,7 +188,8 @@ class Study:
         recipe.pop("evaluate")
         if recipe["backbone"]["weights"] != "pretrain":
             recipe.pop("pretrain")
-        return digest_of([run.source.as_dict(), recipe])
+        start = self.start(run)
+        return digest_of([run.source.as_dict(), recipe, self.recipe_hash(start) if start else None])
 
     def pretrain_hash(self, dataset: str, backbone: str) -> str:
         """Digest of what decides the upright pretraining of a backbone on a data set."""
@@ -196,6 +197,17 @@ class Study:
         network = {key: recipe["backbone"][key] for key in ("model", "options")}
         recipe["dataset"].pop("folder", None)
         return digest_of([dataset, recipe["dataset"], network, recipe["image"], recipe["pretrain"]])
+
+    def start(self, run: Run) -> Run | None:
+        """The run whose trained backbone a run starts from; None where its ``weights`` say it.
+
+        A frozen backbone must know the classes already. Random weights do not, nor do pretrained
+        ones on other data than they come from, so those are taken as vanilla fine-tuned them.
+        """
+        backbone = self.config["backbones"][run.backbone]
+        if run.regime != "frozen" or knows_classes(run.dataset, backbone):
+            return None
+        return replace(run, regime="joint", method="vanilla", group="C1")
 
     def digest(self, *keys: str) -> str:
         """Digest of the values at dotted keys, e.g. ``digest("image", "train.epochs")``."""

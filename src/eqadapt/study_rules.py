@@ -228,16 +228,7 @@ def _methods(config: Mapping[str, Any]) -> Iterator[Fault]:
 def _datasets(config: Mapping[str, Any]) -> Iterator[Fault]:
     from eqadapt.datasets import registry
 
-    known = registry.names() or [
-        "digits",
-        "mnist",
-        "rotated_mnist",
-        "cifar10",
-        "cifar100",
-        "stl10",
-        "imagenette",
-        "imagenet1k",
-    ]
+    known = registry.names()
     for name, options in config["datasets"].items():
         if name not in known and not options["folder"]:
             yield (
@@ -265,6 +256,12 @@ def _known_backbone(model: str) -> bool:
     return model in OWN_BACKBONES or elsewhere or model.split(".")[0] in timm_names()
 
 
+def knows_classes(dataset: str, backbone: Mapping[str, Any]) -> bool:
+    """Whether a backbone classifies a data set with the weights its section names."""
+    weights = backbone["weights"]
+    return weights in ("pretrain", "file") or (weights, dataset) == ("pretrained", "imagenet1k")
+
+
 def _backbones(config: Mapping[str, Any]) -> Iterator[Fault]:
     for name, backbone in config["backbones"].items():
         path, model, weights = f"backbones.{name}", backbone["model"], backbone["weights"]
@@ -276,8 +273,15 @@ def _backbones(config: Mapping[str, Any]) -> Iterator[Fault]:
             yield f"{path}.weights", f"{model} has no pretrained weights", "scratch, pretrain, file"
         if weights == "file" and not (backbone["file"] and backbone["sha256"]):
             yield f"{path}.weights", "file needs a file and its sha256", "both keys beside it"
-        if weights == "scratch" and "frozen" in config["regimes"]:
-            yield f"{path}.weights", "scratch has nothing to freeze", "pretrain, pretrained, file"
+        ignorant = [data for data in config["datasets"] if not knows_classes(data, backbone)]
+        fine_tuned = "joint" in config["regimes"] and "vanilla" in config["methods"]
+        if "frozen" in config["regimes"] and ignorant and not fine_tuned:
+            yield (
+                f"{path}.weights",
+                f"{weights} weights do not know the classes of {ignorant[0]}, so there is nothing "
+                "to freeze",
+                "pretrain, file; or regime joint and method vanilla beside it",
+            )
         image = {**config["image"], **backbone.get("image", {})}
         if image["size"] < (image["backbone_size"] or 0):
             yield (

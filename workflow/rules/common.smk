@@ -91,9 +91,7 @@ def as_flags(wildcards):
 def given_flags(dataset, *keys):
     """Options of a data set that are not left to their defaults, as flags of a verb."""
     options = STUDY.config["datasets"][dataset]
-    return " ".join(
-        f"--{key} {options[key]}" for key in keys if options[key] is not None
-    )
+    return " ".join(f"--{key} {options[key]}" for key in keys if options[key] is not None)
 
 
 class Part:
@@ -110,26 +108,18 @@ class Part:
         self.regime = regime or "joint|frozen"
         self.name = f"{verb}_{regime}" if regime else verb
         fields = {"none": 6, "seeds": 5, "cell": 3}[JOBS["share"]]
-        self.fields = ("dataset", "backbone", "regime", "method", "group", "seed")[
-            :fields
-        ]
+        self.fields = ("dataset", "backbone", "regime", "method", "group", "seed")[:fields]
         self.title = "-".join(f"{{{field}}}" for field in self.fields)
 
     def files(self, pattern):
         """Files that one job leaves, with the wildcards that tell jobs apart left in."""
         kept = {field: f"{{{field}}}" for field in self.fields}
-        return list(
-            dict.fromkeys(pattern.format(**{**r.as_dict(), **kept}) for r in self.runs)
-        )
+        return list(dict.fromkeys(pattern.format(**{**r.as_dict(), **kept}) for r in self.runs))
 
     def covered(self, wildcards):
         """The runs of one job."""
         wanted = {field: getattr(wildcards, field) for field in self.fields}
-        return [
-            r
-            for r in self.runs
-            if all(str(getattr(r, f)) == v for f, v in wanted.items())
-        ]
+        return [r for r in self.runs if all(str(getattr(r, f)) == v for f, v in wanted.items())]
 
     def recipes(self, wildcards):
         """Digest of the recipes of one job's runs."""
@@ -137,9 +127,12 @@ class Part:
 
     def checkpoints(self, wildcards):
         """The checkpoints that one job's runs are evaluated with."""
-        return run_files(
-            dict.fromkeys(run.source for run in self.covered(wildcards)), CHECKPOINT
-        )
+        return run_files(dict.fromkeys(run.source for run in self.covered(wildcards)), CHECKPOINT)
+
+    def starts(self, wildcards):
+        """The checkpoints whose backbones one job's runs start from."""
+        starts = [STUDY.start(run) for run in self.covered(wildcards)]
+        return run_files(dict.fromkeys(filter(None, starts)), CHECKPOINT)
 
 
 def parts(verb, runs):

@@ -12,6 +12,7 @@ for part in parts("predict", STUDY.runs()):
         input:
             data=expand(PREPARED_SPLIT, split=SPLITS, allow_missing=True),
             weights=initial_weights,
+            starts=part.starts,
             checkpoints=part.checkpoints,
         output:
             predictions=part.files(PREDICTIONS),

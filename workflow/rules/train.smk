@@ -43,6 +43,7 @@ for part in parts("train", STUDY.trained_runs()):
         input:
             data=expand(PREPARED_SPLIT, split=SPLITS, allow_missing=True),
             weights=initial_weights,
+            starts=part.starts,
         output:
             checkpoints=part.files(CHECKPOINT),
             histories=part.files(HISTORY),
