@@ -115,6 +115,17 @@ def test_pointwise_dropout_breaks_the_law_in_training() -> None:
     assert quarter_turn_error(scorer, smooth_images(16, 33), 4)[0] > 1e-2
 
 
+@pytest.mark.parametrize("name", ["group_cnn", "group_wrn", "paired_cnn"])
+@pytest.mark.parametrize("head", [9, "full"])
+def test_large_last_kernels_keep_the_law(name: str, head: int | str) -> None:
+    torch.manual_seed(0)
+    x = smooth_images(64, 64)
+    options = SMALL[name] | {"input_size": 65, "head_kernel_size": head}
+    scorer = settled(build_scorer(name, C8, 3, **options), x)
+    assert quarter_turn_error(scorer, x, 8)[0] <= 1e-5
+    assert odd_agreement(scorer, x) >= 0.9
+
+
 @pytest.mark.parametrize("order", [12, 16])
 def test_paired_scorer_of_more_copies(order: int) -> None:
     torch.manual_seed(0)
@@ -224,6 +235,9 @@ def test_registry_imports_no_torch() -> None:
         ("group_cnn", C4, {"form": "paper"}, "reference"),
         ("group_cnn", C4, {"width": 0}, "positive integer"),
         ("group_cnn", C4, {"kernel_size": 4}, "odd"),
+        ("group_cnn", C4, {"head_kernel_size": 6}, "odd"),
+        ("group_cnn", C4, {"head_kernel_size": "largest"}, "odd"),
+        ("group_cnn", C4, {"input_size": 33, "head_kernel_size": 27}, "35, 36, 37"),
         ("group_cnn", C4, {"layers": 1}, "2 or more"),
         ("group_cnn", C4, {"input_size": 12}, "13, 14, 15"),
         ("group_cnn", C4, {"input_size": 64}, "21, 23, 25"),  # (64 - 5) is odd, the stride is 2

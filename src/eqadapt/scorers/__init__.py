@@ -41,7 +41,15 @@ class ScorerSpec:
 
 
 _COMMON = frozenset({"form", "input_size", "kernel_size", "crop", "mask_input", "logit_scale"})
-_GROUP_CNN = _COMMON | {"width", "layers", "stem_kernel_size", "stride", "pool", "momentum"}
+_GROUP_CNN = _COMMON | {
+    "width",
+    "layers",
+    "stem_kernel_size",
+    "head_kernel_size",
+    "stride",
+    "pool",
+    "momentum",
+}
 
 SCORERS: dict[str, ScorerSpec] = {
     "group_cnn": ScorerSpec(

@@ -73,15 +73,19 @@ def settle(scorer: str, forms: dict[str, dict[str, Any]], form: str, given: dict
             f"scorer {scorer!r} has no form {form!r}", fix=f"one of: {', '.join(forms)}"
         )
     settings = forms[form] | {key: value for key, value in given.items() if value is not None}
-    for key in ("width", "layers", "kernel_size", "input_size"):
+    for key in ("width", "layers", "blocks", "dim", "input_size"):
         value = settings.get(key, 1)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"scorer {scorer!r}: {key} is {value!r}", fix="a positive integer")
-    if settings["kernel_size"] % 2 == 0:
-        raise UserError(
-            f"scorer {scorer!r}: kernel_size is {settings['kernel_size']}",
-            fix="an odd kernel: even ones have no centre to turn about",
-        )
+    for key in ("kernel_size", "stem_kernel_size", "head_kernel_size"):
+        value = settings.get(key)
+        if value is None or (key == "head_kernel_size" and value == "full"):
+            continue
+        if not isinstance(value, int) or value < 1 or value % 2 == 0:
+            raise UserError(
+                f"scorer {scorer!r}: {key} is {value!r}",
+                fix="an odd number: even kernels have no centre to turn about",
+            )
     if settings.get("pool", "disk") not in ("disk", "square"):
         raise UserError(f"scorer {scorer!r}: pool is {settings['pool']!r}", fix="disk or square")
     crop = settings.get("crop")

@@ -23,7 +23,7 @@ from torch import Tensor
 from eqadapt.errors import UserError
 from eqadapt.files import atomic_path
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class FilterBasis(NamedTuple):
@@ -88,8 +88,8 @@ def _load(path: Path, expected: tuple[int, ...]) -> FilterBasis | None:
         return None
     try:
         tensors = load_file(path)
-        basis = FilterBasis(tensors["filters"], tensors["deviation"])
-    except (OSError, KeyError, SafetensorError):
+        basis = FilterBasis(turned(tensors["first"], expected[0]), tensors["deviation"])
+    except (OSError, KeyError, RuntimeError, SafetensorError):
         return None
     fits = tuple(basis.filters.shape[1:]) == expected and len(basis.deviation) == len(basis.filters)
     return basis if fits and bool(basis.filters.isfinite().all()) else None
@@ -99,7 +99,9 @@ def _save(path: Path, basis: FilterBasis) -> None:
     """Keep a basis; a home that cannot be written to costs time, not the run."""
     try:
         with atomic_path(path) as temporary:
-            save_file(basis._asdict(), temporary)
+            order = basis.filters.shape[1]
+            first = basis.filters[:, : order // math.gcd(order, 4)].contiguous()
+            save_file({"first": first, "deviation": basis.deviation}, temporary)
     except OSError as error:
         warnings.warn(f"filter bases cannot be kept: {error}", stacklevel=2)
 
@@ -127,24 +129,29 @@ def _build(order: int, kernel_size: int, regular_input: bool) -> FilterBasis:
     filters = next(b for name, b in blocks.named_buffers() if name.endswith("sampled_basis"))
     deviation = init._generalized_he_init_variances(blocks)
     filters = filters.detach().reshape(*filters.shape[:3], kernel_size, kernel_size)
-    return FilterBasis(symmetrized(filters).contiguous(), deviation.float().contiguous())
+    first = filters[:, : order // math.gcd(order, 4)]
+    return FilterBasis(turned(first, order), deviation.float().contiguous())
 
 
-def symmetrized(filters: Tensor) -> Tensor:
-    """The same basis with its symmetry under quarter turns exact to the last bit.
+def turned(first: Tensor, order: int) -> Tensor:
+    """A basis from the output channels of its first quarter turn; the others are turned copies.
 
-    escnn samples in float32, so turned copies of a filter differ by 1e-7. Here the channels of
-    the first quarter turn are kept and all others are copies of them.
+    escnn samples in float32, so that its own channels are copies up to 1e-7 only; these are
+    copies to the last bit.
 
     Args:
-        filters: (D, n, m, k, k), m = n or 1.
+        first: (D, n / t, m, k, k), m = n or 1, with t = 4, 2 or 1 quarter or half turns in C_n.
+        order: n.
+
+    Returns:
+        (D, n, m, k, k).
     """
-    order, sources = filters.shape[1:3]
-    turns = math.gcd(order, 4)  # quarter turns in C_n: 4, 2 (half turns) or 1
+    turns = math.gcd(order, 4)
     step = order // turns
-    first = filters[:, :step]
     copies = [
-        torch.rot90(first.roll(turn * step, 2) if sources > 1 else first, turn * 4 // turns, (3, 4))
+        torch.rot90(
+            first.roll(turn * step, 2) if first.shape[2] > 1 else first, turn * 4 // turns, (3, 4)
+        )
         for turn in range(turns)
     ]
-    return torch.cat(copies, dim=1)
+    return torch.cat(copies, dim=1).contiguous()

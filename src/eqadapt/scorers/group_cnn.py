@@ -16,13 +16,14 @@ from eqadapt.errors import UserError
 from eqadapt.groups import CyclicGroup
 from eqadapt.scorers.base import Prepare, new_scale, settle
 from eqadapt.scorers.layers import FieldNorm, PooledConv, RegularConv
-from eqadapt.scorers.regular import RegularScorer, feature_side, first_stride
+from eqadapt.scorers.regular import RegularScorer, first_stride, head_kernel, map_side
 
 FORMS: dict[str, dict[str, Any]] = {
     "corrected": {
         "width": 16,
         "kernel_size": 5,
         "stem_kernel_size": None,
+        "head_kernel_size": None,
         "layers": 3,
         "input_size": 65,
         "stride": None,
@@ -39,6 +40,7 @@ FORMS: dict[str, dict[str, Any]] = {
         "width": 32,
         "kernel_size": 5,
         "stem_kernel_size": None,
+        "head_kernel_size": None,
         "layers": 3,
         "input_size": 96,
         "stride": 1,
@@ -66,6 +68,9 @@ class GroupCNN(RegularScorer):
         width: Regular fields of each hidden layer (channels: width times n).
         kernel_size: Side of the filters, odd.
         stem_kernel_size: Side of the first layer's; by default ``kernel_size``.
+        head_kernel_size: Side of the last layer's, or ``"full"``: as large as the map, at most 15.
+            Poses are poses about the centre, so a large last kernel, which tells where things
+            are, costs nothing in symmetry and little in time, and finds the pose more often.
         layers: Convolutions, the last one included; 2 or more.
         input_size: Images are resized to this side once, antialiased.
         stride: Of the first layer; by default 2 from 41 pixels on, else 1.
@@ -89,6 +94,7 @@ class GroupCNN(RegularScorer):
         width: int | None = None,
         kernel_size: int | None = None,
         stem_kernel_size: int | None = None,
+        head_kernel_size: int | str | None = None,
         layers: int | None = None,
         input_size: int | None = None,
         stride: int | None = None,
@@ -107,8 +113,8 @@ class GroupCNN(RegularScorer):
         kernel, size, fields = s["kernel_size"], s["input_size"], s["width"]
         stem = s["stem_kernel_size"] or kernel
         step = first_stride(s)
-        inner = [kernel] * (s["layers"] - 1)
-        side = feature_side("group_cnn", size, stem, step, inner)
+        inner = [kernel] * (s["layers"] - 2)
+        side = map_side("group_cnn", size, stem, step, inner, head_kernel(s, 3))
         order = group.order
         self.prepare = Prepare(size, s["crop"], s["mask_input"])
         body: list[nn.Module] = []
@@ -133,7 +139,7 @@ class GroupCNN(RegularScorer):
             order,
             fields,
             side,
-            kernel,
+            head_kernel(s, side),
             s["pool"],
             out_fields=s["pooled_fields"] or fields,
             bias=s["bias"],

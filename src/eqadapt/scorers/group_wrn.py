@@ -16,13 +16,14 @@ from eqadapt.errors import UserError
 from eqadapt.groups import CyclicGroup
 from eqadapt.scorers.base import Prepare, new_scale, settle
 from eqadapt.scorers.layers import Crop, FieldNorm, PooledConv, RegularConv, Residual
-from eqadapt.scorers.regular import RegularScorer, feature_side, first_stride
+from eqadapt.scorers.regular import RegularScorer, first_stride, head_kernel, map_side
 
 FORMS: dict[str, dict[str, Any]] = {
     "corrected": {
         "width": 16,
         "kernel_size": 3,
         "stem_kernel_size": 5,
+        "head_kernel_size": None,
         "blocks": 1,
         "input_size": 65,
         "stride": None,
@@ -36,6 +37,7 @@ FORMS: dict[str, dict[str, Any]] = {
         "width": 64,
         "kernel_size": 5,
         "stem_kernel_size": None,
+        "head_kernel_size": None,
         "blocks": 4,
         "input_size": 128,
         "stride": 1,
@@ -60,6 +62,7 @@ class GroupWideResNet(RegularScorer):
         width: Regular fields of the last stage, a multiple of 4.
         kernel_size: Side of the filters, odd.
         stem_kernel_size: Side of the first layer's; by default ``kernel_size``.
+        head_kernel_size: Side of the last layer's, or ``"full"``: as large as the map, at most 15.
         blocks: Residual blocks a stage.
         input_size: Images are resized to this side once, antialiased.
         stride: Of the first layer; by default 2 from 41 pixels on, else 1.
@@ -82,6 +85,7 @@ class GroupWideResNet(RegularScorer):
         width: int | None = None,
         kernel_size: int | None = None,
         stem_kernel_size: int | None = None,
+        head_kernel_size: int | str | None = None,
         blocks: int | None = None,
         input_size: int | None = None,
         stride: int | None = None,
@@ -102,8 +106,13 @@ class GroupWideResNet(RegularScorer):
         reference = form == "reference"
         # only the transitions between the reference's stages shrink the map; all of ours do
         shrinking = 2 if reference else 3 * s["blocks"]
-        side = feature_side(
-            "group_wrn", s["input_size"], stem, first_stride(s), [kernel] * (2 * shrinking + 1)
+        side = map_side(
+            "group_wrn",
+            s["input_size"],
+            stem,
+            first_stride(s),
+            [kernel] * 2 * shrinking,
+            head_kernel(s, 3),
         )
         self.prepare = Prepare(s["input_size"], s["crop"], s["mask_input"])
         lift = RegularConv(
@@ -122,7 +131,7 @@ class GroupWideResNet(RegularScorer):
             order,
             stages[2],
             side,
-            kernel,
+            head_kernel(s, side),
             s["pool"],
             out_fields=2 * s["width"] if reference else 1,
             bias=reference,

@@ -12,6 +12,7 @@ from eqadapt.scorers.base import MAX_LOGIT_SCALE, PoseScorer, scaled
 from eqadapt.scorers.layers import PooledConv, plain_layers
 
 STRIDE_FROM = 41  # inputs at least this large are halved by the first layer
+LARGEST_FULL_KERNEL = 15  # the basis grows with the fourth power: 42 MB for C8 at 15
 
 
 def first_stride(settings: dict[str, Any]) -> int:
@@ -19,32 +20,40 @@ def first_stride(settings: dict[str, Any]) -> int:
     return settings["stride"] or (2 if settings["input_size"] >= STRIDE_FROM else 1)
 
 
-def feature_side(
-    name: str, input_size: int, kernel: int, stride: int, inner_kernels: list[int]
+def map_side(
+    name: str, input_size: int, stem: int, stride: int, kernels: list[int], head: int
 ) -> int:
     """Side of the map that the last layer sees, after a strided stem and valid convolutions.
 
     Args:
         name: Of the scorer, for messages.
         input_size: Side of the input.
-        kernel: Side of the first layer's filters.
+        stem: Side of the first layer's filters.
         stride: Of the first layer.
-        inner_kernels: Filters of the layers after it, the last one included.
+        kernels: Filters of the layers between the first and the last.
+        head: Filters of the last layer.
 
     Raises:
         UserError: The stride does not divide what it must, or nothing is left; the message
             names sizes that work.
     """
-    shrink = sum(inner - 1 for inner in inner_kernels)
-    smallest = kernel + stride * shrink
-    if input_size < smallest or (input_size - kernel) % stride:
+    shrink = sum(kernel - 1 for kernel in kernels)
+    smallest = stem + stride * (shrink + head - 1)
+    if input_size < smallest or (input_size - stem) % stride:
         sizes = ", ".join(str(smallest + stride * step) for step in range(3))
         raise UserError(
             f"scorer {name!r}: input_size {input_size} does not fit kernels "
-            f"{[kernel, *inner_kernels]} with a first stride of {stride}",
+            f"{[stem, *kernels, head]} with a first stride of {stride}",
             fix=f"input_size {sizes}, ... (every {stride}), smaller kernels or fewer layers",
         )
-    return (input_size - kernel) // stride + 1 - (shrink - inner_kernels[-1] + 1)
+    return (input_size - stem) // stride + 1 - shrink
+
+
+def head_kernel(settings: dict[str, Any], side: int) -> int:
+    """The last layer's kernel: as set, or with ``"full"`` as large as the map allows."""
+    if settings["head_kernel_size"] == "full":
+        return min(side - 1 + side % 2, LARGEST_FULL_KERNEL)
+    return settings["head_kernel_size"] or settings["kernel_size"]
 
 
 class RegularScorer(PoseScorer):
