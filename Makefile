@@ -1,0 +1,52 @@
+# make                            set up .venv and run the default study; says where the report is
+# make study STUDY=config/x.yaml  another study
+# make test                       the fast tests;  make slow-test: those that train
+# make lint                       style and types of code, workflow and studies
+# make adopt                      after `dvc pull`: take the files there are for up to date
+# make clean                      remove .venv, logs and caches; data, results and progress stay
+#
+# PYTHON=/path/to/python3.12 picks the Python, 3.11 or 3.12, that .venv is made of.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := study
+.PHONY: study test slow-test lint adopt clean
+
+STUDY ?= config/digits.yaml
+ARGS ?=
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+READY := .venv/.ready
+
+study: $(READY)
+	snakemake --configfile $(STUDY) $(ARGS)
+	@python -c 'from eqadapt.study import load_study; print("report:", load_study("$(STUDY)").results_dir / "report.html")'
+
+test: $(READY)
+	python -m pytest
+
+slow-test: $(READY)
+	python -m pytest -m slow
+
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check -l 100 Snakefile workflow
+	snakemake --lint
+
+adopt: $(READY)
+	@dvc status -q || { echo "files differ from dvc.lock (see dvc status): dvc pull first" >&2; exit 1; }
+	snakemake --configfile $(STUDY) --touch --forceall --cores 1 --quiet all
+
+# The lock names every package with its hashes, so nothing is resolved (--no-deps), and the package
+# itself is built with the setuptools of the lock (--no-build-isolation), without a network.
+$(READY): requirements.lock pyproject.toml workflow/find_python.sh
+	@[ -x .venv/bin/python ] || "$$(bash workflow/find_python.sh $(PYTHON))" -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --require-hashes -r requirements.lock
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean:
+	rm -rf .venv logs .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
