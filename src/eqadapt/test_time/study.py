@@ -1,0 +1,386 @@
+"""The test-time methods of a study on disk: caches, pose logits, selections and predictions."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eqadapt import checkpoint, orbit_cache
+from eqadapt.adaptation import build_action
+from eqadapt.backbones import Backbone, count_parameters
+from eqadapt.datasets import prepared
+from eqadapt.errors import UserError
+from eqadapt.files import write_json
+from eqadapt.groups import parse_group
+from eqadapt.orbit_cache import Orbits
+from eqadapt.provenance import provenance
+from eqadapt.runs import StudyRunner, write_predictions
+from eqadapt.study import Run, digest_of
+from eqadapt.tasks.classification import ImagePipeline
+from eqadapt.test_time.bench import Bench
+from eqadapt.test_time.methods import TestTimeMethod
+from eqadapt.test_time.outputs import logit_differences, predictions, write_temperatures
+from eqadapt.test_time.settings import Entry, Settings
+from eqadapt.test_time.tuning import Selection, tune
+
+SPLITS = ("train", "validation", "test")
+REGIME = "frozen"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A frozen backbone on a data set, under a group."""
+
+    dataset: str
+    backbone: str
+    group: str
+
+    def run(self, method: str, seed: int = 0, group: str | None = None) -> Run:
+        """The run of a method in this cell."""
+        return Run(self.dataset, self.backbone, REGIME, method, group or self.group, seed)
+
+
+class TestTimeRunner:
+    """Computes caches and runs the test-time methods of one study.
+
+    Args:
+        runner: The study's runner, for its data, backbones and checkpoints.
+        settings: The test-time settings.
+        folder: Where the caches lie.
+        say: Where progress goes.
+    """
+
+    __test__ = False
+
+    def __init__(
+        self,
+        runner: StudyRunner,
+        settings: Settings,
+        folder: Path,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.runner, self.settings, self.folder, self.say = runner, settings, folder, say
+        self.study, self.files = runner.study, runner.files
+        if REGIME not in self.study.config["regimes"]:
+            raise UserError(
+                "test-time methods leave the backbone as it is",
+                where="regimes",
+                fix="regimes: [frozen]",
+            )
+        self._backbones: dict[tuple[str, str], Backbone] = {}
+
+    # --- what there is --------------------------------------------------------------------------
+
+    def cells(
+        self, dataset: str | None = None, backbone: str | None = None, group: str | None = None
+    ) -> list[Cell]:
+        """The study's cells that match every given key.
+
+        Raises:
+            UserError: None does.
+        """
+        config = self.study.config
+        found = [
+            Cell(d, b, g)
+            for d in config["datasets"]
+            for b in config["backbones"]
+            for g in config["groups"]
+            if dataset in (None, d) and backbone in (None, b) and group in (None, g)
+        ]
+        if not found:
+            raise UserError(
+                f"no cell of the study matches {dataset or 'any data set'}, "
+                f"{backbone or 'any backbone'}, {group or 'any group'}",
+                fix="; ".join(
+                    f"{key}: {', '.join(config[key])}"
+                    for key in ("datasets", "backbones", "groups")
+                ),
+            )
+        return found
+
+    def data(self, dataset: str, split: str) -> prepared.Prepared:
+        """A split with as many images as the settings ask for."""
+        limit = self.settings["images"][split]
+        return prepared.load(self.files.data / dataset, split, limit=limit)
+
+    def recipe(self, cell: Cell) -> dict[str, Any]:
+        """The recipe of the frozen backbone: sections ``image`` and ``backbone`` count here."""
+        return self.study.recipe(cell.run("vanilla", group="C1"))
+
+    def backbone(self, cell: Cell) -> Backbone:
+        """The frozen backbone."""
+        key = (cell.dataset, cell.backbone)
+        if key not in self._backbones:
+            found = self.runner.backbone(cell.run("vanilla", group="C1"), self.recipe(cell))
+            self._backbones[key] = found.to(self.runner.device).eval()
+        return self._backbones[key]
+
+    def cache_path(self, cell: Cell, split: str) -> Path:
+        """The orbit cache of a cell's split."""
+        return self.folder / f"{cell.dataset}-{cell.backbone}-{cell.group}-{split}.safetensors"
+
+    def poses_path(self, run: Run, split: str) -> Path:
+        """The pose logits of a canonicalizer on a split."""
+        return self.folder / "poses" / f"{run.stem}-{split}.safetensors"
+
+    # --- orbits ---------------------------------------------------------------------------------
+
+    def identity(self, cell: Cell, split: str) -> dict[str, Any]:
+        """What identifies the orbits of a cell's split."""
+        metadata = prepared.read_metadata(self.files.data / cell.dataset, split)
+        return orbit_cache.identity(
+            self.recipe(cell),
+            self.backbone(cell),
+            name=cell.backbone,
+            group=cell.group,
+            data={**metadata, "split": split},
+        )
+
+    def orbits(self, cell: Cell, split: str) -> Orbits:
+        """The cached orbits.
+
+        Raises:
+            UserError: There are none, or they are of another backbone, data set or images.
+        """
+        path = self.cache_path(cell, split)
+        found = orbit_cache.load(path, self.identity(cell, split))
+        data = self.data(cell.dataset, split)
+        if not np.array_equal(found.index, data.index.numpy()):
+            raise UserError(
+                f"the orbit cache holds other images ({len(found)}) than the settings ask for "
+                f"({len(data.index)})",
+                where=str(path),
+                fix="run `eqadapt orbits` again",
+            )
+        return found
+
+    def compute_orbits(self, dataset: str, backbone: str, groups: Sequence[str]) -> None:
+        """Write the caches of one backbone for all groups; subgroups come from larger groups."""
+        ordered = sorted(groups, key=lambda name: -parse_group(name).order)
+        for split in SPLITS:
+            larger: list[Orbits] = []
+            for name in ordered:
+                cell = Cell(dataset, backbone, name)
+                try:
+                    larger.append(self.orbits(cell, split))
+                    self.say(f"orbits {dataset} {backbone} {name} {split}  there already")
+                    continue
+                except UserError:
+                    pass  # not there, or of something else: compute it
+                group = parse_group(name)
+                source = next((o for o in larger if o.group.contains(group)), None)
+                if source is not None:
+                    found = orbit_cache.restrict(source, group)
+                else:
+                    found = self._computed(cell, split)
+                orbit_cache.save(self.cache_path(cell, split), found, self.settings["dtype"])
+                larger.append(found)
+
+    def _computed(self, cell: Cell, split: str) -> Orbits:
+        recipe, data = self.recipe(cell), self.data(cell.dataset, split)
+        meta = {**self.identity(cell, split), "classes": list(data.classes)}
+        compute = orbit_cache.OrbitComputer(
+            self.backbone(cell),
+            build_action(recipe, cell.group),
+            ImagePipeline.from_recipe(recipe),
+            self.settings["batch_size"],
+            self.say,
+        )
+        parts = self.files.scratch / "orbits"
+        return compute(data.images, data.labels, data.index, meta, parts)
+
+    # --- canonicalizers -------------------------------------------------------------------------
+
+    def canonicalizer_run(self, cell: Cell, method: str, seed: int) -> Run:
+        """The trained run whose canonicalizer a cell uses."""
+        from eqadapt.methods import get_method
+
+        shared = self.settings["canonicalizers_of"]
+        run = cell.run(method, seed)
+        if shared is not None and get_method(method).prior is not None:
+            run = Run(cell.dataset, shared, REGIME, method, cell.group, seed)
+        return run
+
+    def has_canonicalizer(self, cell: Cell, method: str, seed: int) -> bool:
+        """Whether that run has been trained."""
+        return self.files.checkpoint(self.canonicalizer_run(cell, method, seed)).is_file()
+
+    def pose_logits(self, cell: Cell, method: str, split: str, seed: int) -> NDArray[np.float32]:
+        """A canonicalizer's scores (N, J, K) of the cached inputs, computed once and kept."""
+        run = self.canonicalizer_run(cell, method, seed)
+        path, data = self.poses_path(run, split), self.data(cell.dataset, split)
+        source = self.files.checkpoint(run)
+        _, trained = checkpoint.load(source)
+        expected = {
+            "run": run.stem,
+            "config_hash": trained.get("config_hash"),
+            "data_sha256": data.metadata["data_sha256"],
+            "images": len(data.index),
+        }
+        if path.is_file():
+            tensors, meta = checkpoint.load(path)
+            if meta == expected and torch.equal(tensors["index"], data.index):
+                return tensors["pose_logits"].numpy()
+        found = self._pose_logits(cell, run, data)
+        checkpoint.save(path, {"pose_logits": found, "index": data.index}, expected)
+        return found.numpy()
+
+    @torch.no_grad()
+    def _pose_logits(self, cell: Cell, run: Run, data: prepared.Prepared) -> torch.Tensor:
+        model, recipe = self.runner.load(run), self.study.recipe(run)
+        if model.scorer is None:
+            raise UserError(f"{run.method} has no scorer of poses")
+        scorer: Any = model.scorer
+        if hasattr(scorer, "export"):
+            scorer = scorer.export()
+        pipeline = ImagePipeline.from_recipe(recipe)
+        found = []
+        for start in range(0, len(data.images), 256):
+            images = data.images[start : start + 256].to(self.runner.device)
+            x = model.action.masked(pipeline.to_act_size(images))
+            cosets = orbit_cache.input_cosets(model.action.group)
+            found.append(torch.stack([scorer(model.action.turn(x, g)) for g in cosets], 1).cpu())
+        self.say(f"pose logits of {run.stem} on {len(data.images)} images")
+        return torch.cat(found)
+
+    # --- methods --------------------------------------------------------------------------------
+
+    def bench(self, cell: Cell) -> Bench:
+        """The cell's orbits with everything fitted on them."""
+        return Bench(
+            {split: self.orbits(cell, split) for split in SPLITS},
+            lambda method, split, seed: self.pose_logits(cell, method, split, seed),
+            self.settings["canonicalizer"],
+            self.settings["bank"],
+        )
+
+    def canonicalizer(self, method: TestTimeMethod) -> str | None:
+        """The trained method whose poses a test-time method reads."""
+        if not method.prior:
+            return None
+        return method.canonicalizer or str(self.settings["canonicalizer"])
+
+    def _possible(self, cell: Cell, seeds: Sequence[int]) -> Iterator[Entry]:
+        for entry in self.settings.entries:
+            name = self.canonicalizer(entry.method)
+            if name is None or all(self.has_canonicalizer(cell, name, seed) for seed in seeds):
+                yield entry
+            else:
+                self.say(f"{entry.method.name} is left out: {name} of {cell.group} is not trained")
+
+    def run_cell(self, cell: Cell) -> None:
+        """Select hyper-parameters on validation, predict the test split, write everything."""
+        bench, seeds = self.bench(cell), list(self.study.config["seeds"])
+        selections: dict[str, Selection] = {}
+        for entry in self._possible(cell, seeds):
+            started = time.perf_counter()
+            method = entry.method
+            selection = self._tuned(bench, entry, selections, seeds[0])
+            selections[method.name] = selection
+            shown = [
+                f"{100 * self._write(cell, bench, entry, selection, seed):.2f}"
+                for seed in (seeds if method.learned else seeds[:1])
+            ]
+            self.say(
+                f"{cell.dataset} {cell.backbone} {cell.group} {method.name}  "
+                f"{' '.join(shown)}  {time.perf_counter() - started:.1f} s"
+            )
+        write_temperatures(
+            self.files.results / "temperatures" / f"{cell.run('boltzmann').stem}.parquet",
+            bench,
+            self.settings["temperatures"],
+            {**vars(cell), "regime": REGIME},
+        )
+
+    def _tuned(
+        self, bench: Bench, entry: Entry, selections: Mapping[str, Selection], seed: int
+    ) -> Selection:
+        parent = entry.method.inherits
+        if parent is not None and parent not in selections:
+            raise UserError(
+                f"{entry.method.name} takes over hyper-parameters of {parent}, which is not run",
+                fix=f"add {parent} to the methods",
+            )
+        inherited = selections[parent].parameters if parent else None
+        return tune(bench, entry.method, entry.grid, self.settings["trials"], inherited, seed)
+
+    def _write(
+        self, cell: Cell, bench: Bench, entry: Entry, selection: Selection, seed: int
+    ) -> float:
+        """Write a run's predictions and record; returns its accuracy over the group."""
+        method, test = entry.method, bench.orbits["test"]
+        decisions = bench.decide(method, selection.parameters, "test", seed)
+        found = predictions(bench.group, decisions, test)
+        accuracy = float((found.prediction == found.label).mean())
+        group_free = method.selection in ("identity", "true_pose")
+        if group_free and cell.group != self._finest():
+            return accuracy  # the finest group's poses hold the others'
+        run = cell.run(method.name, seed, "C1" if group_free else None)
+        params, seconds = self._trained(cell, bench, method, selection, seed)
+        common = {
+            **run.as_dict(),
+            "config_hash": digest_of(
+                [self.recipe(cell)["image"], entry.grid, self.settings.values]
+            ),
+            "data_sha256": bench.orbits["train"].meta["data_sha256"],
+            "test_sha256": test.meta["data_sha256"],
+            "params_added": params,
+            "params_backbone": count_parameters(self.backbone(cell)),
+        }
+        meta = {
+            **common,
+            "test_time": True,
+            "poses": cell.group,
+            "classes": list(test.meta["classes"]),
+            "backbone_passes": found.passes,
+            "mask": test.meta["mask"],
+            "reduced": self.study.config["reduced"],
+            "gated": method.gated,
+            "departures": list(method.departures(selection.parameters)),
+            "hyperparameters": selection.parameters,
+            "trials": len(selection.trials),
+            **logit_differences(bench.group, decisions),
+        }
+        write_predictions(self.files.predictions(run), found, meta)
+        if self.files.checkpoint(run).is_file():
+            return accuracy  # the training has written this run's record
+        write_json(
+            self.files.run_folder(run) / "run.json",
+            {
+                **common,
+                **provenance(self.runner.device),
+                "train_seconds": None if seconds is None else round(seconds, 3),
+                "hyperparameters": selection.parameters,
+                "tuned_on": selection.split,
+                "trials": selection.trials,
+                "paper": entry.paper,
+                "note": entry.note,
+            },
+        )
+        return accuracy
+
+    def _finest(self) -> str:
+        return max(self.study.config["groups"], key=lambda name: parse_group(name).order)
+
+    def _trained(
+        self, cell: Cell, bench: Bench, method: TestTimeMethod, selection: Selection, seed: int
+    ) -> tuple[int, float | None]:
+        """Parameters added and seconds of training, of evidence and canonicalizer together."""
+        evidence = bench.evidence(method, selection.parameters, seed)
+        params = int(getattr(evidence, "num_parameters", 0))
+        seconds: float | None = getattr(evidence, "seconds", None)
+        name = self.canonicalizer(method)
+        if name is not None:
+            run = self.canonicalizer_run(cell, name, seed)
+            record = json.loads((self.files.run_folder(run) / "run.json").read_text())
+            params += int(record["params_added"])
+            seconds = (seconds or 0.0) + float(record["train_seconds"])
+        return params, seconds
