@@ -121,8 +121,15 @@ def code_id(*entries: str, root: Path = ROOT) -> str:
         *entries: Modules, e.g. ``"eqadapt.commands.train"``; imports inside this package are
             followed, also those inside functions. Data files of the package are not code.
         root: The package's folder.
+
+    Raises:
+        ModuleNotFoundError: An entry is no module of this package.
     """
+    modules = modules_of(*entries, root=root)
+    missing = sorted(set(entries) - set(modules))
+    if missing:
+        raise ModuleNotFoundError(f"no module {', '.join(missing)}")
     digest = hashlib.sha256()
-    for name, path in sorted(modules_of(*entries, root=root).items()):
+    for name, path in sorted(modules.items()):
         digest.update(f"{name}\n{without_prose(path.read_bytes())}\n\n".encode())
     return digest.hexdigest()[:16]

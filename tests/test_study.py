@@ -1,0 +1,326 @@
+"""Studies: what is valid, how faults are told, what each run's recipe and digest depend on."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eqadapt.digest import code_id, modules_of
+from eqadapt.errors import UserError
+from eqadapt.methods import METHODS
+from eqadapt.study import Run, load_study, merge, parse_override
+from eqadapt.study_rules import schema
+
+REPOSITORY = Path(__file__).parents[1]
+STUDIES = sorted(
+    path
+    for path in (REPOSITORY / "config").glob("*.yaml")
+    if "study" in yaml.safe_load(path.read_text(encoding="utf-8"))
+)
+
+
+def a_study(**changes):
+    base = {
+        "study": "mine",
+        "datasets": ["digits"],
+        "backbones": {"resnet_small": {"weights": "pretrain"}},
+        "methods": ["vanilla", "prlc", "oracle"],
+    }
+    return merge(base, changes)
+
+
+def loaded(**changes):
+    return load_study(a_study(**changes))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_in_config_is_valid_and_survives_a_round_trip(path, tmp_path):
+    study = load_study(path)
+    assert study.name == path.stem
+    assert path.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=")
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(study.to_yaml(), encoding="utf-8")
+    again = load_study(copy)
+    assert again.config == study.config
+    assert [again.recipe_hash(r) for r in again.runs()] == [
+        study.recipe_hash(r) for r in study.runs()
+    ]
+    stems = [run.stem for run in study.runs()]
+    assert len(set(stems)) == len(stems)
+
+
+def test_the_default_study_explains_every_key():
+    text = (REPOSITORY / "config" / "digits.yaml").read_text(encoding="utf-8")
+    given = yaml.safe_load(text)
+    known = schema()["properties"]
+    assert set(known) - set(given) == set()
+    for section in ("image", "evaluate", "jobs"):
+        keys = known[section].get("properties") or schema()["$defs"][section]["properties"]
+        assert set(keys) == set(given[section])
+    assert set(schema()["$defs"]["train"]["properties"]) == set(given["train"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"trian": {}}, ["trian: unknown key", "did you mean train", "image, scorer, pretrain"]),
+        ({"train": {"epoch": 3}}, ["train.epoch: unknown key", "did you mean epochs", "patience"]),
+        ({"train": {"augment": {"mirror": True}}}, ["train.augment.mirror", "flip"]),
+        ({"train": {"epochs": "many"}}, ["train.epochs", "'many'", "integer"]),
+        ({"train": {"lr": 0}}, ["train.lr: 0", "> 0"]),
+        ({"train": {"optimizer": "adam"}}, ["train.optimizer: 'adam'", "adamw, sgd"]),
+        ({"study": "a b"}, ["study: 'a b'", "A-Za-z0-9"]),
+        ({"regimes": ["thawed"]}, ["regimes.0: 'thawed'", "joint, frozen"]),
+        (
+            {"datasets": {"didgits": {}}},
+            ["datasets.didgits: unknown data set", "digits", "cifar10"],
+        ),
+        ({"datasets": {"digits": {"limit": 3}}}, ["datasets.digits.limit", "limit_train"]),
+        (
+            {"backbones": {"resnet_smal": {}}},
+            ["backbones.resnet_smal.model", "unknown backbone", "resnet_small", "vit_small"],
+        ),
+        ({"backbones": {"r": {"model": "resnet51"}}}, ["backbones.r.model", "resnet50"]),
+        ({"backbones": {"r": {"model": "resnet18", "weights": "web"}}}, ["backbones.r.weights"]),
+        ({"backbones": {"vit_small": {"weights": "pretrained"}}}, ["backbones.vit_small.weights"]),
+        (
+            {"backbones": {"vit_small": {"weights": "file", "file": "x.pt"}}},
+            ["backbones.vit_small.weights", "sha256"],
+        ),
+        ({"groups": ["D4"]}, ["groups.D4: unknown group", "C8"]),
+        ({"groups": ["C1"]}, ["groups.C1", "C4"]),
+        ({"groups": ["C8", "C6"]}, ["evaluate.poses: C8 does not contain C6", "C24"]),
+        ({"methods": ["vanila"]}, ["methods.vanila", "did you mean vanilla", "prlc_rotated"]),
+        ({"methods": ["prlc", "oracle"]}, ["methods.oracle", "vanilla"]),
+        ({"methods": ["rotation_augmentation"], "regimes": ["frozen"]}, ["regimes", "frozen"]),
+        (
+            {"backbones": {"vit_small": {"weights": "scratch"}}, "regimes": ["frozen"]},
+            ["backbones.vit_small.weights", "nothing to freeze", "pretrain, file"],
+        ),
+        ({"seeds": [0, 1, 0]}, ["seeds: 0 appears twice"]),
+        ({"scorer": {"name": "mlp"}}, ["scorer.name", "'mlp'", "group_cnn"]),
+        ({"scorer": {"widht": 8}}, ["scorer.widht", "width"]),
+        (
+            {"methods": {"vanilla": {}, "prlc": {"scorer": {"widht": 8}}}},
+            ["methods.prlc.scorer.widht", "width"],
+        ),
+        ({"image": {"size": 16, "backbone_size": 32}}, ["image.size: 16", "backbone_size (32)"]),
+        ({"evaluate": {"poses": "24"}}, ["evaluate.poses: unknown group '24'"]),
+        ({"jobs": {"share": "all"}}, ["jobs.share: 'all'", "none, seeds, cell"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_fault_is_told_with_its_key_and_what_is_allowed(change, said):
+    config = {**a_study(), **change}
+    with pytest.raises(UserError) as caught:
+        load_study(config)
+    for part in said:
+        assert part in str(caught.value)
+
+
+def test_all_faults_are_told_at_once():
+    with pytest.raises(UserError) as caught:
+        loaded(train={"epochs": -1, "lrr": 1}, seeds=[])
+    assert str(caught.value).count("\n  - ") == 3
+
+
+def test_what_must_be_given_is_named():
+    with pytest.raises(UserError, match="datasets: missing"):
+        load_study({"study": "x"})
+
+
+def test_a_file_that_is_no_study_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such study"):
+        load_study(tmp_path / "none.yaml")
+    path = tmp_path / "broken.yaml"
+    path.write_text("a: [1", encoding="utf-8")
+    with pytest.raises(UserError, match="not readable as YAML") as caught:
+        load_study(path)
+    assert str(path) in str(caught.value)
+    path.write_text("- 1", encoding="utf-8")
+    with pytest.raises(UserError, match="not a mapping"):
+        load_study(path)
+
+
+def test_folders_of_ones_own_may_have_any_name():
+    assert loaded(datasets={"birds": {"folder": "birds"}}).config["datasets"]["birds"]["folder"]
+
+
+def test_overrides_reach_their_keys_and_are_checked():
+    study = load_study(a_study(), ["train.epochs=2", "seeds=[7]", "train.augment.flip=true"])
+    assert study.value("train.epochs") == 2
+    assert study.config["train"]["augment"]["flip"] is True
+    assert [run.seed for run in study.runs()] == [7] * len(study.runs())
+    with pytest.raises(UserError, match=r"train\.epoch: unknown key"):
+        load_study(a_study(), ["train.epoch=2"])
+    with pytest.raises(UserError, match="not an override"):
+        parse_override("train.epochs")
+    with pytest.raises(UserError, match="not YAML"):
+        parse_override("train=[1")
+
+
+def test_exponents_without_a_dot_are_numbers():
+    assert loaded(train={"lr": "1e-3"}).value("train.lr") == 1e-3
+
+
+def test_runs_are_every_combination_that_makes_sense():
+    study = loaded(
+        methods=["vanilla", "rotation_augmentation", "prlc", "oracle"],
+        regimes=["joint", "frozen"],
+        seeds=[0, 1],
+    )
+    runs = study.runs()
+    assert len(runs) == 2 * (1 + 2 + 2 + 1) + 2 * (1 + 2 + 1)
+    assert runs == load_study(study.config).runs()
+    assert Run("digits", "resnet_small", "joint", "vanilla", "C1", 0) in runs
+    assert not [r for r in runs if r.method == "rotation_augmentation" and r.regime == "frozen"]
+    assert {r.method for r in runs} - {r.method for r in study.trained_runs()} == {"oracle"}
+    oracle = next(run for run in runs if run.method == "oracle")
+    assert oracle.source == oracle.trained_as("vanilla") and not oracle.trains
+    assert study.by_stem(oracle.stem) == oracle
+    with pytest.raises(UserError, match="no run"):
+        study.by_stem("digits-none")
+
+
+def test_overrides_apply_backbone_then_group_then_method():
+    study = loaded(
+        train={"lr": 0.1, "epochs": 9},
+        scorer={"name": "paired_cnn", "width": 8},
+        backbones={"resnet_small": {"train": {"lr": 0.2}, "image": {"size": 64}}},
+        groups={"C4": {"scorer": {"name": "group_cnn"}}, "C8": {"train": {"lr": 0.3}}},
+        methods={"vanilla": {"train": {"epochs": 5}}, "prlc": {"train": {"lr": 0.4}}, "oracle": {}},
+    )
+    recipes = {(r.method, r.group): study.recipe(r) for r in study.runs()}
+    assert recipes["prlc", "C8"]["train"]["lr"] == 0.4
+    assert recipes["vanilla", "C1"]["train"]["lr"] == 0.2
+    assert recipes["vanilla", "C1"]["train"]["epochs"] == 5
+    assert recipes["oracle", "C1"]["train"] == recipes["vanilla", "C1"]["train"]
+    assert recipes["prlc", "C8"]["scorer"] == {"name": "paired_cnn", "width": 8}
+    assert recipes["prlc", "C4"]["scorer"] == {"name": "group_cnn"}  # no width of another network
+    assert recipes["prlc", "C4"]["image"]["size"] == 64
+    assert study.config["image"]["size"] == 32
+
+
+def hashes(**changes):
+    study = loaded(**changes)
+    return {run.stem: study.recipe_hash(run) for run in study.runs()}
+
+
+def differing(**changes):
+    before, after = hashes(), hashes(**changes)
+    return {stem.split("-")[3] for stem in before if before[stem] != after[stem]}
+
+
+def test_a_recipe_changes_with_what_decides_the_result_and_nothing_else():
+    everything = {"vanilla", "prlc", "oracle"}
+    assert differing(train={"epochs": 3}) == everything
+    assert differing(pretrain={"epochs": 3}) == everything
+    assert differing(image={"mask": "disk"}) == everything
+    assert differing(methods={"vanilla": {}, "prlc": {"train": {"lr": 1.0}}, "oracle": {}}) == {
+        "prlc"
+    }
+    for indifferent in (
+        {"title": "T", "description": "D"},
+        {"jobs": {"share": "cell", "threads": 4}, "device": "cpu"},
+        {"evaluate": {"poses": "C24"}},
+        {"seeds": [0, 1, 2, 3]},
+    ):
+        assert differing(**indifferent) == set()
+    scratch = {"backbones": {"resnet_small": {"weights": "scratch"}}}
+    assert hashes(**scratch) == hashes(**scratch, pretrain={"epochs": 3})
+
+
+def test_a_frozen_backbone_starts_where_it_knows_the_classes():
+    changes = {"regimes": ["joint", "frozen"]}
+    frozen = Run("digits", "resnet_small", "frozen", "prlc", "C8", 1)
+    assert loaded(**changes).start(frozen) is None
+    scratch = loaded(**changes, backbones={"resnet_small": {"weights": "scratch"}})
+    start = Run("digits", "resnet_small", "joint", "vanilla", "C1", 1)
+    assert scratch.start(frozen) == start
+    assert scratch.start(start) is None
+    slower = load_study(
+        merge(scratch.config, {"methods": {"vanilla": {"train": {"epochs": 1}}, "prlc": {}}})
+    )
+    assert slower.recipe_hash(frozen) != scratch.recipe_hash(frozen)
+
+
+def test_pretraining_has_a_digest_of_its_own():
+    def digest(**changes):
+        return loaded(**changes).pretrain_hash("digits", "resnet_small")
+
+    assert digest() == digest(train={"epochs": 3}) == digest(scorer={"width": 4})
+    assert digest() != digest(pretrain={"epochs": 3})
+    assert digest() != digest(image={"size": 64})
+
+
+def test_every_method_of_the_registry_can_be_studied():
+    assert {r.method for r in loaded(methods=list(METHODS)).runs()} == set(METHODS)
+
+
+def test_a_study_is_read_without_heavy_imports():
+    program = (
+        "import sys; from eqadapt.study import load_study; load_study(sys.argv[1]); "
+        "print([m for m in ('torch', 'timm', 'escnn', 'pandas', 'matplotlib') if m in sys.modules])"
+    )
+    study = str(REPOSITORY / "config" / "cifar10.yaml")
+    done = subprocess.run(
+        [sys.executable, "-c", program, study], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A package in which `verb` imports `a`, which imports `b` in a function; `c` stands apart."""
+    files = {
+        "__init__.py": '"""Package."""\n',
+        "verb.py": "from eqadapt import a\n",
+        "a.py": "def f():\n    from .sub.b import g\n    return g\n",
+        "c.py": "x = 1\n",
+        "late.py": 'MODULE = "eqadapt.c"\n',
+        "lister.py": "import pkgutil\nfrom eqadapt import sub\npkgutil.iter_modules(sub.__path__)\n",
+        "sub/__init__.py": "",
+        "sub/b.py": "def g():\n    return 1\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def fresh_id(root, entry="eqadapt.verb"):
+    for function in (code_id, modules_of.__globals__["imported_names"]):
+        function.cache_clear()
+    return code_id(entry, root=root)
+
+
+def test_a_code_digest_follows_imports(package):
+    assert set(modules_of("eqadapt.verb", root=package)) == {
+        "eqadapt",
+        "eqadapt.verb",
+        "eqadapt.a",
+        "eqadapt.sub",
+        "eqadapt.sub.b",
+    }
+    assert "eqadapt.c" in modules_of("eqadapt.late", root=package)
+    assert "eqadapt.sub.b" in modules_of("eqadapt.lister", root=package)
+
+
+def test_a_code_digest_changes_with_code_that_runs_and_with_nothing_else(package):
+    before = fresh_id(package)
+    (package / "c.py").write_text("x = 2\n", encoding="utf-8")
+    assert fresh_id(package) == before
+    (package / "sub" / "b.py").write_text(
+        'def g():\n    """Words."""\n\n    return 1  # more words\n', encoding="utf-8"
+    )
+    assert fresh_id(package) == before
+    (package / "sub" / "b.py").write_text("def g():\n    return 2\n", encoding="utf-8")
+    assert fresh_id(package) != before
+
+
+def test_a_code_digest_of_nothing_is_an_error(package):
+    with pytest.raises(ModuleNotFoundError, match=r"eqadapt\.none"):
+        fresh_id(package, "eqadapt.none")
