@@ -329,13 +329,59 @@ def test_contrast_does_not_see_lengths() -> None:
     assert torch.allclose(contrast(torch.ones(4, 8, 16)), torch.ones(()))  # all alike
 
 
-def test_plain_scorer_gives_the_vectors_it_scores() -> None:
+@pytest.mark.parametrize("crop", [None, 0.75])
+def test_plain_scorer_gives_the_vectors_it_scores(crop: float | None) -> None:
     torch.manual_seed(0)
-    scorer = build_scorer("plain_cnn", C8, 3, **SMALL["plain_cnn"]).eval()
+    scorer = build_scorer("plain_cnn", C8, 3, **SMALL["plain_cnn"], crop=crop).eval()
     x = smooth_images(4, 32)
     vectors = scorer.embed(x)
     assert vectors.shape == (4, 8, 128)
     assert torch.equal(scorer.logits(vectors), scorer(x))
+    outside = x.clone()
+    outside[..., :3, :] = 0
+    assert torch.equal(scorer(outside), scorer(x)) == (crop is not None)
+    inside = x.clone()
+    inside[..., 5, 10] += 1
+    assert not torch.equal(scorer(inside), scorer(x))
+
+
+def test_evaluation_first_does_not_stop_gradients_to_the_image() -> None:
+    scorer = build_scorer("group_cnn", C4, 3, **SMALL["group_cnn"])
+    x = smooth_images(2, 32)
+    with torch.inference_mode():
+        scorer(x)
+    scorer(x.requires_grad_()).sum().backward()
+    assert x.grad is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["group_cnn", "paired_cnn", "plain_cnn"])
+def test_trained_poses_follow_turns_of_real_digits(name: str) -> None:
+    """After training on the prior alone: the pose of unseen digits is found, and it follows."""
+    from sklearn.datasets import load_digits
+
+    torch.manual_seed(0)
+    images = torch.tensor(load_digits().images, dtype=torch.float32)[:, None] / 16 - 0.3
+    images = F.interpolate(images, size=(32, 32), mode="bicubic", align_corners=False)
+    train, test = images[:1100], images[1300:]
+    options = {"width": 4, "input_size": 33}
+    if name != "plain_cnn":
+        options |= {"stride": 2, "head_kernel_size": "full"}
+    scorer = build_scorer(name, C8, 1, **options)
+    optimizer = torch.optim.AdamW(scorer.parameters(), 1e-2)
+    action = RotationAction(C8)
+    for _ in range(8):
+        for part in torch.randperm(len(train)).split(64):
+            pose = torch.randint(0, 8, (len(part),))
+            optimizer.zero_grad()
+            F.cross_entropy(scorer(action.act(train[part], pose)), pose).backward()
+            optimizer.step()
+    scorer.eval()
+    with torch.no_grad():
+        chosen = torch.stack([scorer(action.turn(test, k)).argmax(1) - k for k in range(8)], 1) % 8
+    assert (chosen[:, ::2] == chosen[:, :1]).float().mean() == 1.0
+    assert (chosen[:, 1::2] == chosen[:, :1]).float().mean() > 0.95
+    assert (chosen == 0).float().mean() > 0.8
 
 
 def test_half_step_views_are_all_resampled_alike() -> None:

@@ -147,7 +147,8 @@ class Prepare(nn.Module):
             return x
         key = (x.shape[-1], x.device)
         if key not in self._matrices:
-            self._matrices[key] = resize_matrix(x.shape[-1], self.size).to(x.device)
+            with torch.inference_mode(False):  # kept, and so maybe used where gradients are
+                self._matrices[key] = resize_matrix(x.shape[-1], self.size).to(x.device)
         matrix = self._matrices[key]
         return matrix @ x @ matrix.T
 

@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from eqadapt.errors import UserError
 from eqadapt.groups import CyclicGroup, RotationAction
-from eqadapt.scorers.base import PoseScorer, Prepare, new_scale, scaled, settle
+from eqadapt.scorers.base import PoseScorer, Prepare, check_images, new_scale, scaled, settle
 
 FORMS: dict[str, dict[str, Any]] = {
     "corrected": {
@@ -111,18 +111,27 @@ class PlainCNN(PoseScorer):
         turns = [(1 - 2 * k) % (2 * order) for k in range(order)]
         return torch.stack([self.action.turn(prepared, turn) for turn in turns], dim=1)
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Vectors (B, K, dim) of all views of images (B, C, H, H), for losses on them."""
-        views = self.views(self.prepare(x.float()))
+    def vectors(self, prepared: Tensor) -> Tensor:
+        """Vectors (B, K, dim) of all views of prepared images."""
+        views = self.views(prepared)
         return self.network(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Vectors (B, K, dim) of all views of images (B, C, H, H), for losses on them.
+
+        ``logits`` of them is what the scorer returns.
+        """
+        check_images(x, self.in_channels)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.vectors(self.prepare(x.float()))
 
     def logits(self, vectors: Tensor) -> Tensor:
         """Pose logits (B, K) of the vectors (B, K, dim)."""
         return scaled(F.cosine_similarity(vectors, self.reference, dim=-1), self.logit_scale)
 
     def score(self, views: Tensor) -> Tensor:
-        """Pose logits of prepared images."""
-        return self.logits(self.embed(views))
+        """Pose logits (B, K) of prepared images (B, C, size, size)."""
+        return self.logits(self.vectors(views))
 
     def export(self) -> nn.Module:
         """A copy in evaluation mode, batch norms folded into the convolutions."""
