@@ -49,6 +49,9 @@ class ImageScorer(nn.Module):
         std: Per-channel standard deviation.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: nn.Module, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.network = network
@@ -70,7 +73,8 @@ class ImageScorer(nn.Module):
 
     def export(self) -> ImageScorer:
         """The same scores from plain convolutions, for inference."""
-        network = self.network.export() if hasattr(self.network, "export") else self.network
+        export = getattr(self.network, "export", None)
+        network = export() if export is not None else self.network
         return ImageScorer(network, self.mean, self.std).eval()
 
 

@@ -43,6 +43,9 @@ class Backbone(nn.Module):
         std: Per-channel standard deviation divided by.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, network: nn.Module, size: int, mean: Sequence[float], std: Sequence[float]
     ) -> None:
@@ -55,11 +58,8 @@ class Backbone(nn.Module):
     @property
     def feature_count(self) -> int:
         """Dimension of the penultimate features."""
-        return int(
-            self.network.head_hidden_size
-            if hasattr(self.network, "head_hidden_size")
-            else self.network.num_features
-        )  # type: ignore[arg-type]
+        own: Any = self.network
+        return int(getattr(own, "head_hidden_size", None) or own.num_features)
 
     def prepare(self, x: Tensor) -> Tensor:
         """Images (B, C, H, H) in [0, 1] to normalised images (B, C, size, size)."""
@@ -114,7 +114,7 @@ def _timm_network(model: str, pretrained: bool, **options: Any) -> nn.Module:
             fix="check the network, or use weights: pretrain, scratch or file",
         ) from error
     if small_stem:  # the ImageNet stem would leave a small image four pixels wide
-        outputs = network.conv1.out_channels
+        outputs = int(network.conv1.out_channels)  # type: ignore[arg-type, union-attr]
         network.conv1 = nn.Conv2d(options["in_chans"], outputs, 3, 2, 1, bias=False)
         network.maxpool = nn.Identity()
     return network
@@ -166,7 +166,7 @@ def normalisation(
     own_mean, own_std = config.get("mean"), config.get("std")
     if own_mean is None or len(own_mean) != in_channels or not config.get("hf_hub_id"):
         own_mean, own_std = [0.5] * in_channels, [0.5] * in_channels
-    return list(mean or own_mean), list(std or own_std)
+    return list(mean or own_mean), list(std or own_std or ())
 
 
 def load_weights_file(network: nn.Module, path: str | Path, sha256: str | None) -> None:

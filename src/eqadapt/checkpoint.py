@@ -46,9 +46,11 @@ def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
     return {f"{prefix}/{key}": value for key, value in tensors.items()}
 
 
-def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those tensors that lie under ``prefix/``, without it."""
-    start = f"{prefix}/"
+def without_prefix(
+    prefix: str, tensors: Mapping[str, Tensor], separator: str = "/"
+) -> dict[str, Tensor]:
+    """Those tensors that lie under ``prefix`` and a separator, without both."""
+    start = f"{prefix}{separator}"
     return {key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)}
 
 

@@ -151,11 +151,20 @@ class StudyRunner:
 
     def backbone(self, run: Run, recipe: dict[str, Any]) -> Backbone:
         """A fresh backbone with the weights a run starts from."""
+        kind = self.data(run.dataset).kind
+        torch.manual_seed(run.seed)
+        start = self.study.start(run)
+        if start is not None:
+            section = {**recipe["backbone"], "weights": "scratch"}
+            backbone = build_backbone({**recipe, "backbone": section}, kind)
+            path = self.files.checkpoint(start)
+            tensors, _ = checkpoint.load(path)
+            load_state(backbone, checkpoint.without_prefix("backbone", tensors, "."), str(path))
+            return backbone
         weights = None
         if recipe["backbone"]["weights"] == "pretrain":
             weights = self.files.pretrained(run.dataset, run.backbone)
-        torch.manual_seed(run.seed)
-        return build_backbone(recipe, self.data(run.dataset).kind, weights)
+        return build_backbone(recipe, kind, weights)
 
     def model(self, run: Run, recipe: dict[str, Any]) -> Symmetrized:
         """The model of a run before training; its new parameters follow from the seed."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from eqadapt import checkpoint
+from eqadapt.adaptation import ImageScorer
 from eqadapt.errors import UserError
 from eqadapt.evaluation import orbit_accuracy
 from eqadapt.losses import prior_loss
@@ -89,7 +90,8 @@ def build_optimizer(model: Symmetrized, train: Mapping[str, Any], frozen: bool) 
     """The optimizer over backbone and scorer with their own rates; None if nothing trains."""
     groups = []
     if not frozen:
-        decay, plain = [], []
+        decay: list[Tensor] = []
+        plain: list[Tensor] = []
         for parameter in model.backbone.parameters():
             (plain if parameter.ndim < 2 else decay).append(parameter)
         groups.append({"params": decay, "lr": train["lr"], "weight_decay": train["weight_decay"]})
@@ -184,8 +186,9 @@ class Trainer:
                     where="train.batch_size",
                     fix=f"train.batch_size of {max(1, batch // 2)}",
                 ) from error
-            row["seconds"] = time.perf_counter() - start
-            self.seconds += row["seconds"]
+            elapsed = time.perf_counter() - start
+            row["seconds"] = elapsed
+            self.seconds += elapsed
             self.history.append(row)
             self._remember_best(row)
             self._save()
@@ -263,10 +266,7 @@ class Trainer:
         if self.prior_only:
             assert self.model.scorer is not None
             prior = prior_loss(self.model.scorer(x), pose)
-            loss = options["prior_weight"] * prior
-            if method.contrast:
-                loss = loss + options["contrast_weight"] * self.model.scorer.contrast(x)
-            return loss, [zero, prior.detach(), zero]
+            return options["prior_weight"] * prior + self._contrast(x), [zero, prior.detach(), zero]
         with self._autocast():
             output = self.network(x)
         task = task_loss(output.logits, labels, options["label_smoothing"])
@@ -275,10 +275,15 @@ class Trainer:
         if method.prior is not None:
             prior = prior_loss(output.pose_logits, pose)
             loss = loss + options["prior_weight"] * prior
-        if method.contrast:
-            loss = loss + options["contrast_weight"] * self.model.scorer.contrast(x)
         correct = (output.logits.argmax(dim=1) == labels).sum()
-        return loss, [task.detach(), prior.detach(), correct]
+        return loss + self._contrast(x), [task.detach(), prior.detach(), correct]
+
+    def _contrast(self, x: Tensor) -> Tensor | float:
+        """The weighted contrast of the scorer's vectors, for methods that have one."""
+        if not self.method.contrast:
+            return 0.0
+        assert isinstance(self.model.scorer, ImageScorer)
+        return self.train_options["contrast_weight"] * self.model.scorer.contrast(x)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.train_options["amp"] == "bf16":

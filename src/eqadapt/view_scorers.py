@@ -44,16 +44,17 @@ class LambdaNetwork(nn.Module):
     def __init__(self, features: int, hidden: int = 100) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(features)
+        last = nn.Linear(hidden, 1)
+        nn.init.zeros_(last.weight)  # equal weights: it starts as equitune
+        nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(
             nn.Linear(features, hidden),
             nn.ReLU(),
             nn.Dropout(0.5),
             nn.Linear(hidden, hidden),
             nn.ReLU(),
-            nn.Linear(hidden, 1),
+            last,
         )
-        nn.init.zeros_(self.layers[-1].weight)  # starts as equitune
-        nn.init.zeros_(self.layers[-1].bias)
 
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
         """Scores (B, K)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eqadapt.runs import StudyRunner
@@ -52,7 +52,7 @@ def make_runner(args: argparse.Namespace) -> StudyRunner:
     return StudyRunner(study, files)
 
 
-def run_filters(args: argparse.Namespace) -> dict[str, object]:
+def run_filters(args: argparse.Namespace) -> dict[str, Any]:
     """The filters as keyword arguments of ``select_runs``."""
     return {
         key: getattr(args, key)
