@@ -181,13 +181,16 @@ def test_building_bases_leaves_random_numbers_alone(tmp_path, monkeypatch) -> No
 
 @pytest.mark.parametrize("pool", ["disk", "square"])
 @pytest.mark.parametrize("out_fields", [1, 3])
-def test_pooled_layer_is_the_convolution_and_its_mean(pool: str, out_fields: int) -> None:
+@pytest.mark.parametrize("kernel", [5, 11])
+def test_pooled_layer_is_the_convolution_and_its_mean(
+    pool: str, out_fields: int, kernel: int
+) -> None:
     torch.manual_seed(0)
-    layer = PooledConv(8, 2, 11, 5, pool, out_fields, bias=True, centred=False)
+    layer = PooledConv(8, 2, 11, kernel, pool, out_fields, bias=True, centred=False)
     nn.init.normal_(layer.conv.bias)
     x = torch.randn(4, 16, 11, 11)
     maps = layer.conv(x).unflatten(1, (out_fields, 8)).mean(1)
-    expected = (maps * pool_weights(7, pool)).sum((-2, -1))
+    expected = (maps * pool_weights(12 - kernel, pool)).sum((-2, -1))
     assert (layer(x) - expected).abs().max() <= 2e-6
     assert (layer.plain(3.0)(x) - 3 * expected).abs().max() <= 6e-6
 

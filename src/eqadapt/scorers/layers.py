@@ -190,39 +190,43 @@ def window_weights(size: int, kernel_size: int, pool: str) -> Tensor:
     return windows.flatten(2).flatten(0, 1).T.contiguous()
 
 
-def window_product(x: Tensor, windows: Tensor, matrix: Tensor) -> Tensor:
+def window_product(x: Tensor, windows: Tensor | None, matrix: Tensor) -> Tensor:
     """The product of ``matrix`` with the weighted means of the k x k shifted windows of ``x``.
 
     Args:
         x: (B, C, H, H).
-        windows: (H * H, k * k) of ``window_weights``.
+        windows: (H * H, k * k) of ``window_weights``; None where the one window is all of ``x``.
         matrix: (n, C * k * k).
 
     Returns:
         (B, n).
     """
-    return (x.flatten(2) @ windows).flatten(1) @ matrix.T
+    means = x.flatten(2) if windows is None else x.flatten(2) @ windows
+    return means.flatten(1) @ matrix.T
 
 
-def precise(x: Tensor) -> Tensor:
-    """``x`` in float64, where the device has it."""
-    return x if x.device.type == "mps" else x.double()
+def precise_window_product(x: Tensor, windows: Tensor | None, matrix: Tensor) -> Tensor:
+    """``window_product`` summed in float64, where the device has it; the dtype of ``x``."""
+    if x.device.type == "mps":
+        return window_product(x, windows, matrix)
+    windows = None if windows is None else windows.double()
+    return window_product(x.double(), windows, matrix.double()).to(x.dtype)
 
 
 class WindowProduct(nn.Module):
     """The last layer of an exported network: a pooled convolution as one product.
 
     Args:
-        windows: (H * H, k * k).
+        windows: (H * H, k * k), or None.
         matrix: (n, C * k * k).
         bias: One number for all n, or None.
     """
 
-    windows: Tensor
+    windows: Tensor | None
     matrix: Tensor
     bias: Tensor | None
 
-    def __init__(self, windows: Tensor, matrix: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, windows: Tensor | None, matrix: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.register_buffer("windows", windows)
         self.register_buffer("matrix", matrix)
@@ -230,7 +234,7 @@ class WindowProduct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, H) to (B, n)."""
-        out = window_product(precise(x), precise(self.windows), precise(self.matrix)).to(x.dtype)
+        out = precise_window_product(x, self.windows, self.matrix)
         return out if self.bias is None else out + self.bias
 
 
@@ -255,7 +259,7 @@ class PooledConv(nn.Module):
             softmax or argmax can tell, and the law holds to fewer rounding errors.
     """
 
-    windows: Tensor
+    windows: Tensor | None
 
     def __init__(
         self,
@@ -271,7 +275,8 @@ class PooledConv(nn.Module):
         super().__init__()
         self.centred = centred and order > 1
         self.conv = RegularConv(order, in_fields, out_fields, kernel_size, bias=bias)
-        self.register_buffer("windows", window_weights(size, kernel_size, pool), persistent=False)
+        windows = None if size == kernel_size else window_weights(size, kernel_size, pool)
+        self.register_buffer("windows", windows, persistent=False)
 
     def matrix(self) -> Tensor:
         """The product's matrix (n, in_fields * n * k * k)."""
@@ -280,10 +285,8 @@ class PooledConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_fields * n, size, size) to (B, n)."""
-        windows, matrix = self.windows, self.matrix()
-        if not self.training:
-            x, windows, matrix = precise(x), precise(windows), precise(matrix)
-        values = window_product(x, windows, matrix).to(self.windows.dtype)
+        product = window_product if self.training else precise_window_product
+        values = product(x, self.windows, self.matrix())
         return values if self.conv.bias is None else values + self.conv.bias.mean()
 
     def plain(self, scale: float = 1.0) -> WindowProduct:
