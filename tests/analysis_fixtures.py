@@ -145,6 +145,7 @@ class StudySpec:
     """What ``make_study`` writes."""
 
     name: str = "digits"
+    title: str = ""
     datasets: Sequence[str] = ("digits",)
     backbones: Sequence[str] = ("resnet10t", "vit_tiny")
     groups: Sequence[str] = ("C4", "C8")
@@ -162,16 +163,17 @@ def make_study(folder: Path, spec: StudySpec = StudySpec()) -> Path:
     """Write a whole results folder (no metrics yet) and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
-        "name": spec.name,
+        "study": spec.name,
+        "title": spec.title,
         "reduced": spec.reduced,
-        "datasets": list(spec.datasets),
-        "backbones": list(spec.backbones),
+        "datasets": {name: {} for name in spec.datasets},
+        "backbones": {name: {"model": name} for name in spec.backbones},
         "regimes": list(spec.regimes),
-        "methods": list(spec.behaviours),
-        "groups": list(spec.groups),
+        "methods": {name: {} for name in spec.behaviours},
+        "groups": {name: {} for name in spec.groups},
         "seeds": list(spec.seeds),
     }
-    (folder / "study.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    (folder / "study.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     label = np.random.default_rng(7).integers(0, 10, spec.images)
     for dataset in spec.datasets:
         for number, backbone in enumerate(spec.backbones):

@@ -24,8 +24,8 @@ CAPTIONS: dict[str, str] = {
     "recovers every pose has 100 at 0°. Upright: inputs as they are. Multiples of 90°: pixels move "
     "without resampling. Other angles of {group}: inputs are resampled.",
     "training_curves": "Loss of the task, prior loss, and on the validation images accuracy "
-    "upright and over {group} and the share of upright images left upright. Mean and range over "
-    "seeds.",
+    "upright and over {group} (methods with a group) and the share of upright images left upright. "
+    "Mean and range over seeds.",
     "gallery": "Test images turned by the angle on top, and below them the canonical forms that "
     "the network is given, first seed. Frames: green, right prediction; red with a cross, wrong.",
 }

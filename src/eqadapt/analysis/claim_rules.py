@@ -136,7 +136,9 @@ def judge_cell(claim: Claim, group: str, methods: Mapping[str, Seeds]) -> dict[s
         methods: The cell's runs: method, then seed.
 
     Returns:
-        ``verdict``, ``reason`` (when not run) and ``checks``.
+        ``verdict``, ``reason`` (when not run) and ``checks``. A check ``agrees`` when its mean
+        difference is as claimed, and ``passed`` when that is also significant where it must be;
+        it is ``clear`` when its whole interval lies on one side of the bound.
     """
     missing = [name for name in claim.methods if name not in methods]
     if missing:
@@ -165,7 +167,7 @@ def _judge(
     check: Check, group: str, found: Comparison, p_holm: float, methods: Mapping[str, Seeds]
 ) -> dict[str, Any]:
     points = found.estimate.scaled(100)
-    passed = check.holds(points.mean)
+    passed = agrees = check.holds(points.mean)
     judged: dict[str, Any] = {
         "text": check.describe(group),
         "rule": check.rule,
@@ -187,7 +189,8 @@ def _judge(
         judged["p_holm"] = _number(p_holm)
     if check.rule == "invariant":
         judged["orbit_agreement"] = _orbit_agreement(methods[check.first.method])
-        passed = passed and judged["orbit_agreement"] == 1.0
+        passed = agrees = passed and judged["orbit_agreement"] == 1.0
+    judged["agrees"] = bool(agrees)
     judged["passed"] = bool(passed)
     judged["clear"] = _clear(check, points.low, points.high)
     return judged

@@ -230,9 +230,11 @@ def _overall(cells: list[dict[str, Any]], group: str = "") -> dict[str, Any]:
         return _not_run("; ".join(reasons) or f"the study has no {group} runs", cells)
     passed = sum(cell["verdict"] == "reproduced" for cell in counted)
     verdict = "reproduced" if passed == len(counted) else "not reproduced"
+    agrees = all(check["agrees"] for cell in counted for check in cell["checks"])
+    short = "every difference is as claimed, but not all are significant"
     return {
         "verdict": verdict,
-        "reason": "",
+        "reason": short if agrees and passed < len(counted) else "",
         "cells_reproduced": passed,
         "cells_counted": len(counted),
         "in_scope": all(cell["in_scope"] for cell in counted),

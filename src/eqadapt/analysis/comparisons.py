@@ -77,7 +77,7 @@ class Comparison:
 
     @property
     def p_mcnemar(self) -> float:
-        """One McNemar p for all seeds (twice the median; NaN when it does not apply)."""
+        """One McNemar p for all seeds, merged at the median; NaN when it does not apply."""
         return merge_dependent(self.mcnemar) if self.mcnemar else math.nan
 
 

@@ -144,11 +144,35 @@ _LISTED = (
         "the outputs averaged.",
     ),
     (
-        "top_k",
-        "Top-k poses",
+        "equizero_entropy",
+        "Equizero (entropy)",
+        "#b0578d",
+        "4",
+        "dashed",
+        "The output for the turned copy whose class probabilities have the least entropy.",
+    ),
+    (
+        "weighted_frame",
+        "Weighted frame",
         "#117733",
+        "8",
+        "dashdot",
+        "All turned copies, weighted by the scorer's pose probabilities.",
+    ),
+    (
+        "top_2",
+        "Top-2 poses",
+        "#7a9a01",
         "d",
         "dashed",
+        "The scorer's two best poses, weighted by their scores.",
+    ),
+    (
+        "top_k",
+        "Top-k poses",
+        "#5f7f00",
+        "d",
+        "dashdot",
         "The scorer's k best poses, weighted by their scores.",
     ),
     (
@@ -325,7 +349,10 @@ def backbone_label(name: str) -> str:
     vit = re.fullmatch(r"vit_([a-z])[a-z]*_patch(\d+)(_.*)?", key)
     if vit:
         return f"ViT-{'Ti' if vit[1] == 't' else vit[1].upper()}/{vit[2]}"
-    return re.sub(r"^vit_", "ViT ", key).replace("_", " ")
+    cifar = re.fullmatch(r"cifar_resnet(\d+)", key)
+    if cifar:
+        return f"ResNet-{cifar[1]} (CIFAR)"
+    return re.sub(r"^resnet_", "ResNet ", re.sub(r"^vit_", "ViT ", key)).replace("_", " ")
 
 
 def cell_label(dataset: str, backbone: str) -> str:

@@ -42,16 +42,19 @@ def scope_sentences(results: Results, published: Published) -> list[str]:
     networks = listed([backbone_label(name) for name in layout["backbones"]])
     regimes = listed([REGIMES.get(name, name) for name in layout["regimes"]])
     paper = published.citation("mondal2023")
-    sentences = [
+    description = results.words("description")
+    sentences = [description] if description else []
+    sentences += [
         f"This study tests the classification claims of “{paper}” on {datasets}, with "
         f"{networks}, under {regimes}.",
         "It asks whether a network that fails on turned images can be repaired by choosing a "
         "pose for each input and turning it back, and what that costs on upright images.",
     ]
     if results.reduced:
+        note = results.words("reduced_note")
         sentences.append(
             "It is a reduced form of the experiment: its numbers show whether the effects are "
-            "there, not how large they are at the paper's size."
+            f"there, not how large they are at the paper's size.{' ' if note else ''}{note}"
         )
     return sentences
 

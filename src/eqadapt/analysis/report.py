@@ -108,6 +108,7 @@ def page(results: Results, published: Published, command: str) -> dict[str, Any]
         "version": eqadapt.__version__,
         "study": results.name,
         "reduced": results.reduced,
+        "reduced_note": results.words("reduced_note"),
         "title": listed_title(results),
         "scope": narrative.scope_sentences(results, published),
         "methodology": narrative.method_sentences(results),
@@ -129,8 +130,10 @@ def page(results: Results, published: Published, command: str) -> dict[str, Any]
 
 
 def listed_title(results: Results) -> str:
-    """``"Digits: ResNet-10 and ViT-Ti/16"``."""
-    layout = results.layout
+    """The study's own title, or ``"Digits: ResNet-10 and ViT-Ti/16"``."""
+    layout, title = results.layout, results.words("title")
+    if title:
+        return title
     datasets = narrative.listed([dataset_label(name) for name in layout["datasets"]])
     return f"{datasets}: {narrative.listed([backbone_label(b) for b in layout['backbones']])}"
 
@@ -199,7 +202,7 @@ def _check_rows(
                 "value": value,
                 "p": f.p_value(p) if check["rule"] == "ahead" else f.DASH,
                 "passed": check["passed"],
-                "clear": check["clear"],
+                "holds": _holds(check),
                 "published": [
                     f"{f.signed(entry['checks'][number]['difference_points'], 2)} "
                     f"({cell_label(entry['dataset'], entry['backbone'])})"
@@ -208,6 +211,14 @@ def _check_rows(
             }
         )
     return rows
+
+
+def _holds(check: Mapping[str, Any]) -> str:
+    if check["passed"]:
+        return "✓ yes" if check["clear"] else "✓ yes (within noise)"
+    if check["agrees"] and check["rule"] == "ahead":
+        return "✗ not significant"
+    return "✗ no" if check["clear"] else "✗ no (within noise)"
 
 
 def _published_view(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,7 +274,7 @@ def _picture(
             fix=f"run `eqadapt figures --results {results.folder}`",
         )
     data, module = SOURCES[name]
-    at = f" at commit {commit[:10]}" if commit else ""
+    at = f" at commit {short_commit(commit)}" if commit else ""
     return Picture(
         title=f"{TITLES[name]}: {backbone_label(backbone)}" if backbone else TITLES[name],
         caption=CAPTIONS[name].format(group=group),
@@ -271,6 +282,12 @@ def _picture(
         source=f"{stem}.svg, .png; from {data} by {module}{at}",
         width=_readable_width(path) if form == "svg" else 0,
     )
+
+
+def short_commit(commit: str) -> str:
+    """Ten digits of a hash; what follows a hyphen ("-dirty") is kept."""
+    digits, mark, rest = commit.partition("-")
+    return digits[:10] + mark + rest
 
 
 def _readable_width(path: Path) -> int:

@@ -53,7 +53,11 @@ class Results:
     @property
     def name(self) -> str:
         """The study's name."""
-        return str(self.config.get("name") or self.config.get("study") or self.folder.name)
+        return str(self.config.get("study") or self.folder.name)
+
+    def words(self, key: str) -> str:
+        """A text of the study's configuration (``title``, ``description``, ``reduced_note``)."""
+        return str(self.config.get(key) or "").strip()
 
     @property
     def reduced(self) -> bool:

@@ -147,7 +147,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def merge_dependent(p_values: Sequence[float]) -> float:
-    """Twice the median p: valid whatever the dependence between the tests merged.
+    """One p from several by Rüger's rule at the median: valid whatever their dependence.
 
     The tests of several seeds share their images, so that methods for independent tests (Fisher)
     would overstate the evidence.

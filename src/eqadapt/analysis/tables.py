@@ -219,9 +219,9 @@ def diagnostics_table(results: Results, published: Published, regime: str, group
     caption = (
         "Means over seeds; rates in percent. Orbit agreement: images with one prediction in all "
         f"{group} poses. Identity rate: upright images left upright. Pose accuracy: the chosen "
-        "pose is the applied one. Consistency: turning the input turns the choice along. 90°: multiples "
-        "of 90°, where pixels move without resampling; rest: the group's other poses. A dash: does "
-        "not apply. Passes: runs of the network for one prediction."
+        "pose is the applied one. Consistency: turning the input turns the choice along. 90°: "
+        "multiples of 90°, where pixels move without resampling; rest: the group's other poses. A "
+        "dash: does not apply. Passes: runs of the network for one prediction."
     )
     return Table(pd.DataFrame(tidy), [Grid(columns, rows, caption, tuple(rules))] if rows else [])
 
@@ -274,8 +274,8 @@ def paired_table(results: Results, published: Published, regime: str, group: str
         "First minus second, in points, with its 95% interval over seeds (over images where there "
         "is one seed). Seeds: those in which the first is ahead. Sign flip: exact permutation test "
         "with the image as unit, its poses and seeds summed. Holm: corrected over the pairs of a "
-        "cell and metric, bold below 0.05. McNemar: exact, upright only, twice the median p over "
-        "seeds."
+        "cell and metric, bold below 0.05. McNemar: exact, upright only, merged over seeds at their "
+        "median."
     )
     changes = (
         frame[["dataset", "backbone", "metric"]] != frame[["dataset", "backbone", "metric"]].shift()

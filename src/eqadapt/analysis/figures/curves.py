@@ -57,7 +57,11 @@ def _of_cell(history: pd.DataFrame, cell: Cell) -> pd.DataFrame:
     same = history["group"].isin([cell.group, "C1"])
     for key in ("dataset", "backbone", "regime"):
         same &= history[key] == getattr(cell, key)
-    return history[same]
+    here = history[same].copy()
+    if "val_cn_avg" in here:
+        # A run without a group is validated over C1 alone: upright again, not the group's average.
+        here.loc[here["group"] == "C1", "val_cn_avg"] = float("nan")
+    return here
 
 
 def _draw(

@@ -110,7 +110,7 @@ def _heatmap(
     axis.invert_yaxis()
     axis.grid(False)
     axis.tick_params(axis="y", length=0, labelsize=8.5)
-    axis.tick_params(axis="x", length=0, labelsize=7.5)
+    axis.tick_params(axis="x", length=0, labelsize=8)
     for spine in axis.spines.values():
         spine.set_visible(False)
 

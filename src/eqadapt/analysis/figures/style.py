@@ -68,6 +68,7 @@ def themed() -> Iterator[None]:
         "legend.frameon": False,
         "figure.dpi": 100,
         "savefig.dpi": DPI,
+        "text.hinting": "none",
         "svg.hashsalt": "eqadapt",
         "svg.fonttype": "path",
     }

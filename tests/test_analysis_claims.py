@@ -1,0 +1,183 @@
+"""Claims: verdicts that follow the numbers, scopes, variants, and the published figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from analysis_fixtures import BEHAVIOURS, Behaviour, StudySpec, make_study, write_run
+
+from eqadapt.analysis import claims as claims_module
+from eqadapt.analysis.claim_rules import Check, Claim, Term
+from eqadapt.analysis.claims import CLAIMS, claims_document, judge, register
+from eqadapt.analysis.published import load_published
+from eqadapt.analysis.results import open_results
+from eqadapt.cli import main
+from eqadapt.errors import UserError
+
+PUBLISHED = Path(__file__).parents[1] / "config" / "published.yaml"
+# The published pattern, with room to spare, so that each claim holds.
+HOLDS = {
+    "vanilla": Behaviour(0.97, 0.55, 0.48, has_group=False),
+    "rotation_augmentation": Behaviour(0.90, 0.87, 0.86),
+    "lc": Behaviour(0.85, 0.85, 0.848, 0.2),
+    "prlc": Behaviour(0.962, 0.962, 0.958, 0.97),
+    "prlc_rotated": Behaviour(0.964, 0.964, 0.96, 0.95),
+}
+
+
+def verdicts(folder: Path, changes: dict[str, Behaviour] | None = None, **spec) -> dict[str, dict]:
+    behaviours = HOLDS | (changes or {})
+    settings = {"images": 500, "jitter": 0.0, "backbones": ("resnet10t",), "poses": 8} | spec
+    study = make_study(folder, StudySpec(behaviours=behaviours, **settings))
+    document = claims_document(open_results(study), load_published(PUBLISHED))
+    return {entry["id"]: entry for entry in document["claims"]}
+
+
+def test_all_six_hold_on_the_published_pattern(tmp_path):
+    found = verdicts(tmp_path, images=1500)
+    assert {k: found[k]["verdict"] for k in ("K1", "K2", "K3", "K4", "K5", "K6")} == {
+        f"K{n}": "reproduced" for n in range(1, 7)
+    }
+    for number in range(7, 16):
+        entry = found[f"K{number}"]
+        assert entry["verdict"] == "not run" and entry["reason"]
+
+
+@pytest.mark.parametrize(
+    ("claim", "method", "change"),
+    [
+        ("K1", "vanilla", {"exact": 0.9, "rest": 0.9}),  # no collapse
+        ("K2", "rotation_augmentation", {"upright": 0.98, "exact": 0.98}),  # costs nothing
+        ("K2", "rotation_augmentation", {"exact": 0.9, "rest": 0.9}),  # leaves no gap
+        ("K3", "lc", {"rest": 0.8}),  # does not close the gap
+        ("K3", "lc", {"upright": 0.98, "exact": 0.98, "rest": 0.98}),  # costs nothing
+        ("K4", "prlc", {"upright": 0.95, "exact": 0.95}),  # two points below vanilla
+        ("K4", "prlc", {"exact": 0.94, "rest": 0.94}),  # average two points below upright
+        ("K5", "lc", {"upright": 0.965, "exact": 0.965, "rest": 0.965}),  # LC above PRLC
+        ("K6", "prlc", {"exact": 0.96}),  # one image differs over the orbit
+    ],
+)
+def test_a_verdict_flips_with_its_numbers(tmp_path, claim, method, change):
+    changed = dataclasses.replace(HOLDS[method], **change)
+    found = verdicts(tmp_path, {method: changed})[claim]
+    assert found["verdict"] == "not reproduced"
+    failed = [c for cell in found["cells"] for c in cell["checks"] if not c["passed"]]
+    assert failed and all(check["text"] for check in failed)
+
+
+def test_an_order_must_be_significant(tmp_path):
+    """One image more out of 60 is ahead, and not a finding."""
+    label = np.zeros(60, int)
+    for method, wrong in (("vanilla", 1), ("lc", 2)):
+        prediction = np.zeros((60, 8), int)
+        prediction[:wrong] = 1
+        write_run(
+            tmp_path,
+            label=label,
+            prediction=prediction,
+            method=method,
+            group="C1" if method == "vanilla" else "C8",
+        )
+    claim = Claim("T1", "", "", (Check(Term("vanilla", "acc"), Term("lc", "acc"), "ahead"),))
+    results = open_results(tmp_path, ["C8"])
+    entry = judge(claim, results, load_published(PUBLISHED))
+    check = entry["cells"][0]["checks"][0]
+    assert check["difference_points"] == pytest.approx(100 / 60)
+    assert check["p_sign_flip"] == 1.0 and not check["passed"] and not check["clear"]
+    assert check["agrees"] and "not all are significant" in entry["reason"]
+    bare = dataclasses.replace(claim.checks[0], rule="at_least")
+    entry = judge(dataclasses.replace(claim, checks=(bare,)), results, load_published(PUBLISHED))
+    assert entry["verdict"] == "reproduced"
+
+
+def test_missing_methods_and_groups_are_not_run(tmp_path):
+    behaviours = {k: HOLDS[k] for k in ("vanilla", "lc")}
+    spec = StudySpec(images=60, behaviours=behaviours, groups=("C8",), poses=8)
+    results = open_results(make_study(tmp_path, spec))
+    document = claims_document(results, load_published(PUBLISHED))
+    found = {entry["id"]: entry for entry in document["claims"]}
+    assert found["K1"]["verdict"] == "reproduced"
+    assert (found["K4"]["verdict"], found["K4"]["reason"]) == ("not run", "no runs of prlc")
+    assert (found["K6"]["verdict"], found["K6"]["reason"]) == (
+        "not run",
+        "the study has no C4 runs",
+    )
+    assert document["counts"]["not run"] == sum(
+        entry["verdict"] == "not run" for entry in document["claims"]
+    )
+
+
+def test_another_data_set_says_so_and_gives_way_to_the_papers(tmp_path):
+    other = verdicts(tmp_path / "a", images=60)["K1"]
+    assert not other["in_scope"]
+    assert (
+        "another data set than the paper's (CIFAR-10 and CIFAR-100)" in other["cells"][0]["scope"]
+    )
+    both = verdicts(tmp_path / "b", images=60, datasets=("digits", "cifar10"), reduced=True)["K1"]
+    assert [cell["counted"] for cell in both["cells"]] == [False, True]
+    assert both["in_scope"] and both["cells_counted"] == 1
+    assert both["cells"][1]["scope"] == "the paper's data set; reduced study"
+
+
+def test_one_failing_cell_is_enough(tmp_path):
+    spec = StudySpec(
+        images=100, behaviours=HOLDS, backbones=("one", "two"), groups=("C8",), poses=8
+    )
+    folder = make_study(tmp_path, spec)
+    label = np.zeros(100, int)
+    for seed in spec.seeds:
+        right = np.zeros((100, 8), int)
+        right[:3] = 1
+        for path in (folder / "predictions").glob(f"digits-two-joint-vanilla-C1-seed{seed}.*"):
+            path.unlink()
+        write_run(folder, label=label, prediction=right, backbone="two", seed=seed)
+    entry = judge(CLAIMS["K1"], open_results(folder), load_published(PUBLISHED))
+    assert [cell["verdict"] for cell in entry["cells"]] == ["reproduced", "not reproduced"]
+    assert (entry["verdict"], entry["cells_reproduced"]) == ("not reproduced", 1)
+
+
+def test_variants_are_judged_and_do_not_count(tmp_path):
+    bad = dataclasses.replace(HOLDS["prlc"], rest=0.8)
+    entry = verdicts(tmp_path, {"prlc": bad})["K4"]
+    assert entry["verdict"] == "not reproduced"
+    variant = entry["variants"][0]
+    assert (variant["method"], variant["verdict"]) == ("prlc_rotated", "reproduced")
+    assert "PRLC (rotated prior)" in variant["cells"][0]["checks"][0]["text"]
+
+
+def test_the_rules_hold_on_the_published_figures_they_come_from():
+    published = load_published(PUBLISHED)
+    for name in ("K1", "K2", "K3", "K4", "K5"):
+        entries = claims_module.published_checks(CLAIMS[name], published)
+        scope = [entry for entry in entries if entry["in_scope"]]
+        assert scope and all(entry["passed"] for entry in scope), name
+    gap = claims_module.published_checks(CLAIMS["K1"], published)[0]
+    assert gap["checks"][0]["difference_points"] == pytest.approx(96.97 - 57.77)
+    assert {figure["grade"] for figure in gap["figures"]} == {"B", "C"}
+
+
+def test_a_later_study_replaces_a_claim_that_was_not_run(monkeypatch):
+    monkeypatch.setattr(claims_module, "CLAIMS", dict(CLAIMS))
+    new = Claim(
+        "K9", "OptC", "panigrahi2024", (Check(Term("optc", "acc"), Term("lc", "acc"), "ahead"),)
+    )
+    assert register(new) is new
+    with pytest.raises(UserError, match="two claims are named 'K9'"):
+        register(dataclasses.replace(new, text="another"))
+    assert list(claims_module.CLAIMS) == list(CLAIMS)
+
+
+def test_verb_writes_plain_json(tmp_path, capsys):
+    spec = StudySpec(images=40, behaviours=BEHAVIOURS, seeds=(0,), backbones=("resnet10t",))
+    folder = make_study(tmp_path / "digits", spec)
+    argv = ["claims", "--results", str(folder), "--published", str(PUBLISHED)]
+    assert main(argv) == 0
+    text = (folder / "claims.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["study"] == "digits"
+    assert "K15  not run" in capsys.readouterr().out
+    assert main([*argv[:-1], str(tmp_path / "none.yaml")]) == 2

@@ -1,0 +1,245 @@
+"""Tables and names of outputs: published figures beside ours, never in their place."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from analysis_fixtures import BEHAVIOURS, Behaviour, StudySpec, make_study
+
+from eqadapt.analysis import formatting as f
+from eqadapt.analysis import labels, outputs
+from eqadapt.analysis.published import load_published
+from eqadapt.analysis.results import open_results
+from eqadapt.analysis.tables import main_table, published_grid
+from eqadapt.cli import main
+from eqadapt.errors import UserError
+
+PUBLISHED = Path(__file__).parents[1] / "config" / "published.yaml"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """CIFAR-10 on ResNet-50, a published cell, and on a network nobody published."""
+    behaviours = BEHAVIOURS | {"my_new_idea": Behaviour(0.5, 0.5, 0.5, passes=8)}
+    spec = StudySpec(
+        name="cifar10",
+        datasets=("cifar10",),
+        backbones=("resnet50", "mine"),
+        groups=("C4", "C8"),
+        images=100,
+        behaviours=behaviours,
+    )
+    folder = make_study(tmp_path_factory.mktemp("results") / "cifar10", spec)
+    assert main(["metrics", "--results", str(folder)]) == 0
+    assert main(["tables", "--results", str(folder), "--published", str(PUBLISHED)]) == 0
+    return folder
+
+
+def cell(frame: pd.DataFrame, backbone: str, method: str, metric: str) -> pd.Series:
+    here = (frame["backbone"] == backbone) & (frame["method"] == method)
+    here &= frame["dataset"] == "cifar10"
+    return frame[here & (frame["metric"] == metric)].squeeze()
+
+
+def test_every_declared_table_is_written(study):
+    config = open_results(study).config
+    written = {p.relative_to(study).as_posix() for p in (study / "tables").iterdir()}
+    assert written == set(outputs.table_files(config))
+
+
+def test_published_beside_ours(study):
+    frame = pd.read_csv(study / "tables/main-joint-C8.csv", keep_default_na=False)
+    row = cell(frame, "resnet50", "prlc", "cn_avg")
+    assert float(row["published_percent"]) == 95.31
+    assert (row["published_grade"], row["published_paper"]) == ("C", "mondal2023")
+    ours = float(row["mean_percent"])
+    assert float(row["difference_points"]) == pytest.approx(ours - 95.31)
+    metrics = pd.read_csv(study / "metrics.csv")
+    here = metrics[(metrics.method == "prlc") & (metrics.group == "C8")]
+    assert ours == pytest.approx(100 * here[here.backbone == "resnet50"]["cn_avg"].mean())
+
+
+def test_absent_published_cells_are_na(study):
+    frame = pd.read_csv(study / "tables/main-joint-C8.csv", keep_default_na=False)
+    for backbone, method in (("mine", "prlc"), ("resnet50", "prlc_rotated")):
+        row = cell(frame, backbone, method, "acc")
+        assert row["published_percent"] == row["difference_points"] == "n/a"
+    text = (study / "tables/main-joint-C8.md").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("| PRLC (rotated prior)"))
+    assert line.count("(n/a)") == 4
+    line = next(line for line in text.splitlines() if line.startswith("| PRLC |"))
+    assert "96.19 B; " in line and "95.31 C; " in line and line.count("(n/a)") == 2
+
+
+def test_published_cells_that_were_not_run_have_no_number_of_ours(study):
+    frame = pd.read_csv(study / "tables/main-joint-C8.csv", keep_default_na=False)
+    row = frame[(frame.dataset == "cifar100") & (frame.method == "lc") & (frame.metric == "acc")]
+    assert row["mean_percent"].tolist() == ["", ""]
+    assert [float(value) for value in row["published_percent"]] == [78.6, 80.86]
+
+
+def test_published_figures_are_no_measure_of_a_frozen_network(tmp_path):
+    spec = StudySpec(
+        datasets=("cifar10",), backbones=("resnet50",), regimes=("frozen",), images=20, poses=8
+    )
+    table = main_table(
+        open_results(make_study(tmp_path, spec)), load_published(PUBLISHED), "frozen", "C8"
+    )
+    ours = table.frame[table.frame["mean_percent"].notna()]
+    assert set(ours["published_percent"]) == {"n/a"}
+
+
+def test_the_best_of_a_column_is_bold_and_never_the_oracle(study):
+    table = main_table(open_results(study), load_published(PUBLISHED), "joint", "C8")
+    grid = table.grids[0]
+    bold = {
+        (row[0].value, number) for row in grid.rows for number, text in enumerate(row) if text.bold
+    }
+    assert bold == {
+        ("Vanilla", 1),
+        ("PRLC (rotated prior)", 2),
+        ("Vanilla", 3),
+        ("PRLC (rotated prior)", 4),
+    }
+    assert grid.rows[-1][0].value == "Oracle (true pose)" and grid.rules == (len(grid.rows) - 1,)
+
+
+def test_diagnostics_and_paired_tests(study):
+    frame = pd.read_csv(study / "tables/diagnostics-joint-C8.csv").set_index(["backbone", "method"])
+    assert frame.loc[("mine", "prlc"), "consistency_rest"] == pytest.approx(0.3)
+    assert pd.isna(frame.loc[("mine", "vanilla"), "identity_rate"])
+    assert frame.loc[("mine", "my_new_idea"), "backbone_passes"] == 8
+    paired = pd.read_csv(study / "tables/paired_tests-joint-C8.csv")
+    # 7 methods: 21 pairs, twice (metrics), twice (networks).
+    assert len(paired) == 21 * 2 * 2
+    assert (paired["p_holm"] >= paired["p_sign_flip"]).all()
+    row = paired[
+        (paired["first"] == "vanilla") & (paired["second"] == "lc") & (paired.metric == "cn_avg")
+    ]
+    assert (row["difference"] < -20).all() and (row["p_holm"] < 0.001).all()
+    assert row["p_mcnemar"].isna().all()
+
+
+def test_latex_is_balanced_and_escaped(study):
+    text = (study / "tables/main-joint-C8.tex").read_text()
+    for name in ("table", "tabular"):
+        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") > 0
+    assert text.count("{") == text.count("}")
+    widths = {
+        line.count("&") + sum(int(n) - 1 for n in _spans(line))
+        for line in text.split(r"\end{table}")[0].splitlines()
+        if line.endswith(r"\\")
+    }
+    assert widths == {4}
+    assert r"\textbf{" in text and r"$\pm$" in text and "n/a" in text
+    assert f.latex_escape("50% & λ_1 < 2") == r"50\% \& $\lambda$\_1 $<$ 2"
+
+
+def _spans(line: str) -> list[str]:
+    return [part.split("}")[0] for part in line.split(r"\multicolumn{")[1:]]
+
+
+def test_one_seed_has_an_interval_over_images(tmp_path):
+    spec = StudySpec(images=100, seeds=(0,), groups=("C8",), backbones=("mine",), poses=8)
+    table = main_table(
+        open_results(make_study(tmp_path, spec)), load_published(PUBLISHED), "joint", "C8"
+    )
+    assert set(table.frame[table.frame["mean_percent"].notna()]["interval"]) == {"images"}
+    vanilla = table.grids[0].rows[0][1].value
+    assert vanilla.startswith("97.0 [9") or vanilla.startswith("96.0 [9")
+
+
+def test_a_group_without_published_figures_has_no_reference_table():
+    published = load_published(PUBLISHED)
+    assert published_grid(published, "C16") is None
+    assert published.find("cifar10", "resnet50", "C16", "prlc", "acc") is None
+    timm = published.find("cifar100", "vit_base_patch16_224.augreg_in21k", "C8", "prlc", "acc")
+    assert timm is not None and (timm.value, timm.grade) == (84.27, "B")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "not readable as YAML"),
+        ("papers: {}", "no key 'classification'"),
+        ("classification: [{paper: x, dataset: y}]", "entry 1 of 'classification' lacks backbone"),
+    ],
+)
+def test_a_wrong_published_file_is_named(tmp_path, text, message):
+    path = tmp_path / "published.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_published(path)
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_names_follow_from_the_configuration():
+    config = {
+        "datasets": {"digits": {}},
+        "backbones": ["one", "two"],
+        "groups": {"C4": {}, "C8": {}},
+        "regimes": ["joint"],
+    }
+    tables, figures = outputs.table_files(config), outputs.figure_files(config)
+    assert "tables/main-joint-C8.tex" in tables and "tables/accuracy_by_angle.csv" in tables
+    assert len(tables) == len(set(tables)) == 3 * 2 * 3 + 1
+    assert "figures/gallery-digits-two-joint-C4.png" in figures
+    assert "figures/accuracy_by_angle-digits-joint-C8.svg" in figures
+    assert len(figures) == len(set(figures)) == (5 * 2 + 2 * 2) * 2
+
+
+def test_names_import_nothing_heavy():
+    code = (
+        "import sys, eqadapt.analysis.outputs, eqadapt.analysis.labels;"
+        "print([m for m in ('numpy', 'pandas', 'torch', 'matplotlib', 'yaml') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_listed_methods_are_told_apart_without_colour():
+    styles = labels.method_styles(labels.METHODS)
+    assert len({style.colour for style in styles.values()}) == len(styles)
+    assert len({(style.marker, style.dash) for style in styles.values()}) == len(styles)
+    assert all(style.sentence.endswith(".") for style in styles.values())
+
+
+def test_unknown_methods_get_a_style_of_their_own():
+    names = [f"idea_{k}" for k in range(12)] + ["vanilla", "oracle", "its_confidence"]
+    styles = labels.method_styles(names)
+    assert next(iter(styles)) == "vanilla" and list(styles)[-1] == "oracle"
+    assert styles["idea_3"].label == "Idea 3" and styles["its_confidence"].label == "ITS confidence"
+    assert styles["idea_3"] == labels.method_styles(names)["idea_3"]
+    assert len({(style.marker, style.dash) for style in styles.values()}) == len(styles)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("resnet50", "ResNet-50"),
+        ("resnet50.a1_in1k", "ResNet-50"),
+        ("resnet10t", "ResNet-10t"),
+        ("cifar_resnet20", "ResNet-20 (CIFAR)"),
+        ("vit_base_patch16_224", "ViT-B/16"),
+        ("vit_tiny_patch16_224", "ViT-Ti/16"),
+        ("vit_small", "ViT small"),
+    ],
+)
+def test_backbone_labels(name, label):
+    assert labels.backbone_label(name) == label
+
+
+def test_numbers_as_text():
+    assert f.points(57.84) == "57.8" and f.points(-0.04) == "0.0" and f.points(-1.25) == "−1.2"
+    assert f.signed(1.2) == "+1.2" and f.signed(-1.2) == "−1.2" and f.signed(0.01) == "0.0"
+    assert f.with_interval(94.9, 94.5, 95.3, "seeds") == "94.9 ± 0.4"
+    assert f.with_interval(94.9, 93.0, 96.2, "images") == "94.9 [93.0, 96.2]"
+    assert f.with_interval(94.9, float("nan"), float("nan"), "none") == "94.9"
+    assert f.p_value(0.0004) == "<0.001" and f.p_value(0.05) == "0.050"
+    assert f.duration(42.4) == "42 s" and f.duration(210) == "3.5 min"

@@ -1,0 +1,171 @@
+"""Figures and the report: every declared file, nothing loaded from elsewhere, same bytes again."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from analysis_fixtures import BEHAVIOURS, Behaviour, StudySpec, make_study
+from PIL import Image
+
+from eqadapt.analysis import outputs
+from eqadapt.analysis.figures.gallery import load_pictures
+from eqadapt.analysis.figures.poses import offset_shares
+from eqadapt.analysis.figures.style import save, themed
+from eqadapt.analysis.results import open_results
+from eqadapt.cli import main
+from eqadapt.errors import UserError
+
+PUBLISHED = Path(__file__).parents[1] / "config" / "published.yaml"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    behaviours = {k: BEHAVIOURS[k] for k in ("vanilla", "lc", "prlc")}
+    behaviours["my_new_idea"] = Behaviour(0.9, 0.9, 0.9, passes=8)
+    spec = StudySpec(
+        title="Digits <turned> & repaired",
+        images=60,
+        seeds=(0, 1),
+        groups=("C8",),
+        backbones=("resnet10t",),
+        behaviours=behaviours,
+        galleries=True,
+        reduced=True,
+    )
+    folder = make_study(tmp_path_factory.mktemp("results") / "digits", spec)
+    published = ["--published", str(PUBLISHED)]
+    for verb, flags in (
+        ("metrics", []),
+        ("claims", published),
+        ("figures", []),
+        ("report", published),
+    ):
+        assert main([verb, "--results", str(folder), *flags]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(study):
+    return (study / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_declared_figure_is_written_and_not_blank(study):
+    declared = outputs.figure_files(open_results(study).config)
+    written = {p.relative_to(study).as_posix() for p in (study / "figures").iterdir()}
+    assert written == set(declared)
+    for name in declared:
+        if name.endswith(".png"):
+            with Image.open(study / name) as image:
+                assert min(image.size) > 150
+                low, high = image.convert("L").getextrema()
+                assert high - low > 100
+
+
+def test_figures_are_the_same_bytes_again(study, tmp_path):
+    from eqadapt.analysis.figures import FIGURES
+
+    results = open_results(study)
+    with themed():
+        for name in ("upright_vs_cn_avg", "chosen_poses"):
+            figure = FIGURES[name](results, results.cells("joint", "C8"))
+            for path in save(figure, tmp_path / name):
+                stem = outputs.figure_stem(name, "digits", "joint", "C8")
+                assert path.read_bytes() == (study / f"{stem}{path.suffix}").read_bytes()
+
+
+def test_shares_of_chosen_poses(study):
+    results = open_results(study)
+    (cell,) = results.cells("joint", "C8")
+    evaluation = results.at(cell)["prlc"][0]
+    upright = offset_shares(evaluation, evaluation.angles == 0)
+    assert upright.sum() == pytest.approx(100)
+    assert upright[0] == pytest.approx(100 * evaluation.pose_right[:, 0].mean())
+
+
+def test_galleries_of_the_wrong_form_are_named(study, tmp_path):
+    path = tmp_path / "broken.safetensors"
+    path.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="not readable as safetensors"):
+        load_pictures(path)
+    pictures = load_pictures(next((study / "galleries").glob("*-prlc-*")))
+    assert pictures.canonical.shape == pictures.inputs.shape
+
+
+class Links(HTMLParser):
+    """Everything a browser would load, and every anchor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.anchors: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.ids += [found["id"]] if "id" in found else []
+        if tag == "a":
+            self.anchors.append(found["href"])
+        else:
+            self.loads += [found[k] for k in ("src", "href", "data", "poster") if k in found]
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_report_loads_nothing_from_elsewhere(page):
+    links = Links()
+    links.feed(page)
+    assert links.loads and all(load.startswith("data:image/") for load in links.loads)
+    assert "<script" not in page and "@import" not in page
+    assert not re.search(r"url\(\s*['\"]?(?!data:)", page)
+    # Well-formed, and every link leads somewhere on the page.
+    assert not links.open
+    assert all(anchor.removeprefix("#") in links.ids for anchor in links.anchors)
+
+
+def test_the_report_shows_the_numbers_that_were_computed(study, page):
+    claims = json.loads((study / "claims.json").read_text())
+    for claim in claims["claims"]:
+        assert f'id="{claim["id"]}"' in page
+    metrics = open_results(study).metrics
+    vanilla = metrics[metrics["method"] == "vanilla"]
+    drop = f"from {100 * vanilla['acc'].mean():.1f}% to {100 * vanilla['cn_avg'].mean():.1f}%"
+    assert drop in page
+    for text in ("0123456789abcdef", "d" * 64, "a" * 64, "cpu (synthetic)", "n/a", "96.97 B"):
+        assert text in page
+    assert page.count("<figure>") == len(outputs.FIGURES) + 1
+
+
+def test_a_reduced_study_is_labelled_and_text_is_escaped(page):
+    assert "Reduced study." in page and 'class="badge reduced"' in page
+    assert "Digits &lt;turned&gt; &amp; repaired" in page and "<turned>" not in page
+
+
+def test_a_method_nobody_listed_is_explained(page):
+    assert "My new idea" in page and "The method registered as my_new_idea." in page
+
+
+def test_a_study_that_is_not_reduced_is_not_labelled(tmp_path, study):
+    import shutil
+
+    other = tmp_path / "digits"
+    shutil.copytree(study, other)
+    config = (other / "study.yaml").read_text().replace("reduced: true", "reduced: false")
+    (other / "study.yaml").write_text(config)
+    argv = ["report", "--results", str(other), "--published", str(PUBLISHED)]
+    assert main([*argv, "--command", "make it"]) == 0
+    text = (other / "report.html").read_text()
+    assert "<b>Reduced study." not in text and "<pre>make it</pre>" in text
+
+    (other / "claims.json").unlink()
+    assert main(argv) == 2
+    shutil.copy(study / "claims.json", other)
+    next((other / "figures").glob("chosen_poses*.svg")).unlink()
+    assert main(argv) == 2
