@@ -274,8 +274,8 @@ def paired_table(results: Results, published: Published, regime: str, group: str
         "First minus second, in points, with its 95% interval over seeds (over images where there "
         "is one seed). Seeds: those in which the first is ahead. Sign flip: exact permutation test "
         "with the image as unit, its poses and seeds summed. Holm: corrected over the pairs of a "
-        "cell and metric, bold below 0.05. McNemar: exact, upright only, merged over seeds at their "
-        "median."
+        "cell and metric, bold below 0.05. McNemar: exact, upright only, merged over seeds at "
+        "their median."
     )
     changes = (
         frame[["dataset", "backbone", "metric"]] != frame[["dataset", "backbone", "metric"]].shift()
