@@ -161,8 +161,25 @@ def test_overrides_reach_their_keys_and_are_checked():
         parse_override("train=[1")
 
 
-def test_exponents_without_a_dot_are_numbers():
-    assert loaded(train={"lr": "1e-3"}).value("train.lr") == 1e-3
+def test_texts_are_read_as_the_numbers_they_mean():
+    study = loaded(
+        train={"lr": "1e-3", "epochs": "2", "patience": "null", "augment": {"flip": "true"}},
+        seeds=["0", "1"],
+        scorer={"width": "4", "mask_input": "false"},
+        jobs={"gpu": "1"},
+        backbones={"resnet_small": {"options": {"drop_rate": "0.1"}, "sha256": "12345678"}},
+        title="2023",
+    )
+    config = study.config
+    assert config["train"]["lr"] == 1e-3 and config["train"]["epochs"] == 2
+    assert config["train"]["patience"] is None and config["train"]["augment"]["flip"] is True
+    assert config["seeds"] == [0, 1] and config["jobs"]["gpu"] == 1
+    assert config["scorer"]["width"] == 4 and config["scorer"]["mask_input"] is False
+    assert config["backbones"]["resnet_small"]["options"] == {"drop_rate": 0.1}
+    assert config["backbones"]["resnet_small"]["sha256"] == "12345678"
+    assert config["title"] == "2023"
+    with pytest.raises(UserError, match=r"train\.epochs: 'two' is of the wrong type"):
+        loaded(train={"epochs": "two"})
 
 
 def test_runs_are_every_combination_that_makes_sense():
@@ -280,7 +297,7 @@ def package(tmp_path):
         "a.py": "def f():\n    from .sub.b import g\n    return g\n",
         "c.py": "x = 1\n",
         "late.py": 'MODULE = "eqadapt.c"\n',
-        "lister.py": "import pkgutil\nfrom eqadapt import sub\npkgutil.iter_modules(sub.__path__)\n",
+        "lister.py": "import pkgutil\nfrom eqadapt import sub\npkgutil.iter_modules(sub)\n",
         "sub/__init__.py": "",
         "sub/b.py": "def g():\n    return 1\n",
     }

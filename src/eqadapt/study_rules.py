@@ -50,9 +50,9 @@ def validated(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         UserError: It is not; the message lists every fault with its key and the allowed values.
     """
-    given: dict[str, Any] = _numbers(dict(config))
+    given = _typed(dict(config))
     _raise(_schema_faults(given), where)
-    filled = _filled(_normal(given), schema())
+    filled = _filled(_with_read_options(_normal(given)), schema())
     for name, backbone in filled["backbones"].items():
         backbone.setdefault("model", name)
         if backbone["file"]:
@@ -72,15 +72,50 @@ def _raise(faults: list[Fault], where: str) -> None:
     )
 
 
-def _numbers(value: Any, key: str = "") -> Any:
-    """``1e-3`` as the number it means: YAML 1.1 reads it as text for want of a dot."""
+def _typed(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with texts read as the numbers, truths and nothings they mean.
+
+    YAML 1.1 reads ``1e-3`` as text for want of a dot, and ``snakemake --config`` hands over
+    everything inside brackets as text.
+    """
+    config = deepcopy(config)
+    for error in list(_errors(config)):
+        if isinstance(error.instance, str) and error.validator in ("type", "enum"):
+            *parents, last = error.absolute_path
+            place: Any = config
+            for key in parents:
+                place = place[key]
+            place[last] = _scalar(error.instance)
+    return config
+
+
+def _scalar(value: Any) -> Any:
+    """A text, or all texts in a mapping or list, as YAML would read it."""
     if isinstance(value, Mapping):
-        return {k: _numbers(v, str(k)) for k, v in value.items()}
+        return {key: _scalar(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_numbers(item, key) for item in value]
-    if isinstance(value, str) and key != "sha256" and _EXPONENT.fullmatch(value):
+        return [_scalar(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if _EXPONENT.fullmatch(value):
         return float(value)
-    return value
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+    return value if isinstance(read, Mapping | list) else read
+
+
+def _with_read_options(config: dict[str, Any]) -> dict[str, Any]:
+    """The open sections, which no schema can type, with their texts read."""
+    overs = [over for key in ("groups", "methods") for over in config[key].values()]
+    for section in (config, *overs):
+        if "scorer" in section:
+            section["scorer"] = _scalar(section["scorer"])
+    for backbone in config["backbones"].values():
+        if "options" in backbone:
+            backbone["options"] = _scalar(backbone["options"])
+    return config
 
 
 def _normal(config: dict[str, Any]) -> dict[str, Any]:
@@ -126,12 +161,14 @@ def _filled(value: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]
     return filled
 
 
-def _schema_faults(config: Mapping[str, Any]) -> list[Fault]:
+def _errors(config: Mapping[str, Any]) -> Iterator[Any]:
     from jsonschema import Draft202012Validator
 
-    errors = Draft202012Validator(schema()).iter_errors(config)
-    faults = [fault for error in errors for fault in _described(error)]
-    return sorted(set(faults))
+    return Draft202012Validator(schema()).iter_errors(config)
+
+
+def _schema_faults(config: Mapping[str, Any]) -> list[Fault]:
+    return sorted({fault for error in _errors(config) for fault in _described(error)})
 
 
 def _described(error: Any) -> Iterator[Fault]:

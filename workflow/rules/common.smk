@@ -77,6 +77,12 @@ def shell_prefix():
 
 shell.prefix(shell_prefix())
 
+# Weights files of the user's are tracked by their checksums, not as inputs: a study can be planned
+# where they are not.
+for name, backbone in STUDY.config["backbones"].items():
+    if backbone["file"] and not Path(backbone["file"]).is_file():
+        logger.warning(f"backbone {name}: no such weights file: {backbone['file']}")
+
 
 def run_files(runs, *patterns):
     """Files of runs, pattern by pattern."""
@@ -143,14 +149,10 @@ def parts(verb, runs):
     return [Part(verb, runs, regime) for regime in regimes]
 
 
-def initial_weights(wildcards):
-    """What a backbone's training starts from: nothing, a pretraining, or a file of the user's."""
-    backbone = STUDY.config["backbones"][wildcards.backbone]
-    files = {
-        "pretrain": PRETRAINED.format(**dict(wildcards.items())),
-        "file": backbone["file"],
-    }
-    return files.get(backbone["weights"], [])
+def pretraining(wildcards):
+    """The pretraining that a backbone's runs start from, if they do."""
+    weights = STUDY.config["backbones"][wildcards.backbone]["weights"]
+    return PRETRAINED.format(**dict(wildcards.items())) if weights == "pretrain" else []
 
 
 def pretrain_recipe(wildcards):

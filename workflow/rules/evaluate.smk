@@ -11,7 +11,7 @@ for part in parts("predict", STUDY.runs()):
             part.name
         input:
             data=expand(PREPARED_SPLIT, split=SPLITS, allow_missing=True),
-            weights=initial_weights,
+            pretrained=pretraining,
             starts=part.starts,
             checkpoints=part.checkpoints,
         output:

@@ -42,7 +42,7 @@ for part in parts("train", STUDY.trained_runs()):
             part.name
         input:
             data=expand(PREPARED_SPLIT, split=SPLITS, allow_missing=True),
-            weights=initial_weights,
+            pretrained=pretraining,
             starts=part.starts,
         output:
             checkpoints=part.files(CHECKPOINT),

@@ -1,0 +1,272 @@
+"""The workflow: every study plans and lints, faults stop before the first job, changes redo only
+what depends on them.
+
+Snakemake takes seconds to start, so calls are made in batches, each batch in one process.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eqadapt.analysis import outputs
+from eqadapt.study import load_study
+
+REPOSITORY = Path(__file__).parents[1]
+STUDIES = sorted(
+    path
+    for path in (REPOSITORY / "config").glob("*.yaml")
+    if "study" in yaml.safe_load(path.read_text(encoding="utf-8"))
+)
+SMOKE = ("--configfile", "config/smoke.yaml")
+
+CALLER = """
+import json, sys
+from snakemake.cli import main
+for arguments in json.loads(sys.argv[1]):
+    try:
+        main(arguments)
+    except SystemExit as stop:
+        print("\\n=== status", stop.code, flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one call of Snakemake said."""
+
+    status: int
+    said: str
+
+    @property
+    def jobs(self):
+        """Planned jobs by rule, from the table of a dry run."""
+        table = self.said.split("Job stats:")[-1].split("total")[0]
+        return {rule: int(count) for rule, count in re.findall(r"^(\w+)\s+(\d+)$", table, re.M)}
+
+
+def snakemake(folder, *calls, **environment):
+    """Run Snakemake in a folder, once for each list of arguments."""
+    done = subprocess.run(
+        [sys.executable, "-c", CALLER, json.dumps(calls)],
+        cwd=folder,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    parts = re.split(r"\n=== status (\d+)\n", done.stdout)
+    found = [Call(int(status), said) for said, status in zip(parts[::2], parts[1::2])]
+    assert len(found) == len(calls), done.stdout
+    return found
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the workflow without data or results."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("workflow", "profiles", "config", "notebooks"):
+        shutil.copytree(REPOSITORY / name, folder / name)
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plans(project):
+    """A lint and a dry run of every study."""
+    calls = [
+        [mode, "--configfile", f"config/{path.name}"]
+        for path in STUDIES
+        for mode in ("--lint", "-n")
+    ]
+    found = snakemake(project, *calls)
+    return {path.stem: found[2 * k : 2 * k + 2] for k, path in enumerate(STUDIES)}
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_lints_and_plans_each_of_its_runs(plans, path):
+    lint, plan = plans[path.stem]
+    assert lint.status == 0, lint.said
+    assert plan.status == 0, plan.said
+    study = load_study(path)
+    runs, datasets = study.runs(), study.config["datasets"]
+    share = {"none": 6, "seeds": 5, "cell": 3}[study.config["jobs"]["share"]]
+    fields = ("dataset", "backbone", "regime", "method", "group", "seed")[:share]
+
+    def processes(of):
+        return len({tuple(getattr(run, field) for field in fields) for run in of})
+
+    jobs = plan.jobs
+    trains = sum(count for rule, count in jobs.items() if rule.split("_")[0] == "train")
+    predicts = sum(count for rule, count in jobs.items() if rule.split("_")[0] == "predict")
+    assert trains == processes(study.trained_runs())
+    assert predicts == processes(runs)
+    pretrained = [b for b in study.config["backbones"].values() if b["weights"] == "pretrain"]
+    assert jobs.get("pretrain", 0) == len(pretrained) * len(datasets)
+    assert jobs["prepare"] == jobs["verify"] == jobs["download"] == len(datasets)
+    for rule in ("study_config", "metrics", "tables", "figures", "claims", "report", "all"):
+        assert jobs[rule] == 1
+
+
+def test_faults_stop_before_the_first_job_with_key_and_allowed_values(project):
+    wrong_key, wrong_value, own_study, partial = snakemake(
+        project,
+        ["-n", "--config", "train={epoch: 2}"],
+        ["-n", *SMOKE, "--config", "groups=[D4]"],
+        ["-n", *SMOKE, "--config", "train={epochs: 2}"],
+        ["-n", "--config", "study=mine", "seeds=[5]"],
+    )
+    assert wrong_key.status != 0
+    assert "train.epoch: unknown key (did you mean epochs?)" in wrong_key.said
+    assert wrong_value.status != 0
+    assert "groups.D4: unknown group 'D4'; allowed: C1, C2, C4" in wrong_value.said
+    for call in (wrong_key, wrong_value):
+        assert "Traceback" not in call.said
+        assert not call.jobs
+    # A study given by --configfile replaces the default one; --config alone changes that one.
+    assert own_study.status == 0 and own_study.jobs["train"] == 1
+    assert partial.status == 0 and "results/mine/report.html" in partial.said
+
+
+def touch_all(folder, *arguments):
+    """Make a finished tree of empty files, and have Snakemake take it for its own work."""
+    (listed,) = snakemake(folder, ["--summary", *arguments])
+    files = re.findall(r"^((?:results|data)/\S+)\t", listed.said, re.M)
+    assert len(files) > 40
+    for name in files:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name, encoding="utf-8")
+    touched, after = snakemake(
+        folder, ["--touch", "--forceall", "--cores", "1", *arguments], ["-n", *arguments]
+    )
+    assert touched.status == 0, touched.said
+    assert "Nothing to be done" in after.said
+
+
+FINISHED = ("--configfile", "config/smoke.yaml", "--config", "jobs={share: none}", "seeds=[0, 1]")
+
+
+@pytest.fixture(scope="module")
+def finished(project, tmp_path_factory):
+    """A finished smoke study of two seeds, a process a run."""
+    folder = tmp_path_factory.mktemp("finished") / "project"
+    shutil.copytree(project, folder)
+    touch_all(folder, *FINISHED)
+    return folder
+
+
+def test_a_change_of_the_study_redoes_what_depends_on_it(finished):
+    analysis = {"study_config", "metrics", "tables", "figures", "claims", "report"}
+    models = {"pretrain", "train", "predict"}
+    cases = {
+        "train={epochs: 2}": {"train", "predict"} | analysis,
+        "pretrain={epochs: 2}": models | analysis,
+        "image={mask: disk}": models | analysis,
+        "evaluate={gallery: 3}": {"predict"} | analysis,
+        "datasets={digits: {validation: 90}}": {"prepare"} | models | analysis,
+        "title=Other": analysis,
+        "device=auto": analysis,
+        "seeds=[0]": analysis,
+    }
+    calls = [["-n", *FINISHED, change] for change in cases]
+    for (change, expected), call in zip(cases.items(), snakemake(finished, *calls)):
+        redone = {rule for rule in call.jobs if rule not in ("all", "notebook")}
+        assert redone == expected, (change, call.said[-3000:])
+
+
+def test_a_change_of_one_method_redoes_that_method_alone(finished):
+    methods = (
+        "methods={vanilla: {}, rotation_augmentation: {}, prlc: {train: {lr: 0.1}}, oracle: {}}"
+    )
+    added = "methods=[vanilla, rotation_augmentation, lc, prlc, oracle]"
+    seeds = "seeds=[0, 1, 2]"
+    changed, more, longer = snakemake(
+        finished, ["-n", *FINISHED, methods], ["-n", *FINISHED, added], ["-n", *FINISHED, seeds]
+    )
+    two_groups_two_seeds = 4
+    assert changed.jobs["train"] == changed.jobs["predict"] == two_groups_two_seeds
+    assert more.jobs["train"] == more.jobs["predict"] == two_groups_two_seeds
+    assert "pretrain" not in changed.jobs
+    assert longer.jobs["train"] == 1 + 2 + 2 and longer.jobs["predict"] == 1 + 2 + 2 + 1
+
+
+@pytest.mark.slow
+def test_touches_and_moves_redo_nothing(finished, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(finished, moved)
+    for path in (moved / "data").rglob("*"):
+        os.utime(path)
+    (same,) = snakemake(moved, ["-n", *FINISHED])
+    assert "Nothing to be done" in same.said
+    changed = next((moved / "data" / "prepared" / "digits").glob("test*"))
+    changed.write_text("one byte more", encoding="utf-8")
+    (redone,) = snakemake(moved, ["-n", *FINISHED])
+    assert {"pretrain", "train", "predict"} <= set(redone.jobs) and "prepare" not in redone.jobs
+
+
+@pytest.mark.slow
+def test_a_change_of_code_redoes_what_runs_it(finished, tmp_path):
+    source = tmp_path / "src"
+    shutil.copytree(REPOSITORY / "src" / "eqadapt", source / "eqadapt")
+    calls = []
+    for module, text in (
+        ("analysis/tables.py", "\n# Nothing but a remark.\n"),
+        ("analysis/tables.py", "\nCHANGED = True\n"),
+        ("commands/predict.py", "\nCHANGED = True\n"),
+        ("datasets/preparation.py", "\nCHANGED = True\n"),
+    ):
+        path = source / "eqadapt" / module
+        before = path.read_text(encoding="utf-8")
+        path.write_text(before + text, encoding="utf-8")
+        calls += snakemake(finished, ["-n", *FINISHED], PYTHONPATH=str(source))
+        path.write_text(before, encoding="utf-8")
+    remark, tables, predict, prepare = calls
+    assert "Nothing to be done" in remark.said
+    assert "tables" in tables.jobs and "train" not in tables.jobs
+    assert "predict" in predict.jobs and "train" not in predict.jobs
+    assert "prepare" in prepare.jobs and "download" not in prepare.jobs
+
+
+def test_every_way_of_sharing_plans_the_same_files(project):
+    more = ("seeds=[0, 1]", "regimes=[joint, frozen]")
+    study = load_study(project / "config" / "smoke.yaml", more)
+    named = outputs.table_files(study.config) + outputs.figure_files(study.config)
+    calls = [
+        ["--summary", *SMOKE, "--config", f"jobs={{share: {share}}}", *more]
+        for share in ("none", "seeds", "cell")
+    ]
+    for listed in snakemake(project, *calls):
+        files = set(re.findall(r"^((?:results|data)/\S+)\t", listed.said, re.M))
+        for run in study.runs():
+            assert f"results/smoke/predictions/{run.stem}.parquet" in files
+            assert (f"results/smoke/runs/{run.stem}/run.json" in files) == run.trains
+        assert {f"results/smoke/{name}" for name in named} <= files
+
+
+@pytest.mark.slow
+def test_the_smoke_study_runs_through_every_rule(project, tmp_path):
+    folder = tmp_path / "project"
+    shutil.copytree(project, folder)
+    first, second, report = snakemake(
+        folder, [*SMOKE, "--cores", "2"], ["-n", *SMOKE], [*SMOKE, "--report", "report.html"]
+    )
+    assert first.status == 0, first.said[-5000:]
+    assert "Nothing to be done" in second.said
+    assert report.status == 0 and (folder / "report.html").stat().st_size > 1e6
+    assert (folder / "results" / "smoke" / "report.html").is_file()
+    written = yaml.safe_load((folder / "results" / "smoke" / "study.yaml").read_text("utf-8"))
+    assert written == load_study(folder / "config" / "smoke.yaml").config
+    changed, forced = snakemake(
+        folder, ["-n", *SMOKE, "--config", "title=Other"], ["-n", "--forceall", *SMOKE]
+    )
+    assert "train" not in changed.jobs and "train" in forced.jobs
