@@ -133,6 +133,8 @@ rule report:
         tables=rules.tables.output.tables,
         figures=rules.figures.output.figures,
         claims=rules.claims.output.claims,
+        published=PUBLISHED,
+        template="src/eqadapt/analysis/report.html.j2",
     output:
         report=report(
             f"{RESULTS}/{outputs.REPORT}",
@@ -153,7 +155,8 @@ rule report:
     message:
         "write {output.report}"
     shell:
-        'python -m eqadapt report --results "$RESULTS" > {log} 2>&1'
+        'python -m eqadapt report --results "$RESULTS" --published {input.published}'
+        " > {log} 2>&1"
 
 
 rule analysis:

@@ -117,7 +117,8 @@ class RotationAction:
     def _constant(self, key: tuple[object, ...], make, device: torch.device) -> Tensor:
         full = (*key, device)
         if full not in self._cache:
-            self._cache[full] = make().to(device)
+            with torch.inference_mode(False):  # kept, and so maybe used where gradients are
+                self._cache[full] = make().to(device)
         return self._cache[full]
 
     def _grids(self, size: int, device: torch.device) -> Tensor:
