@@ -41,6 +41,8 @@ HISTORY_COLUMNS = (
 )
 Row = dict[str, float | int | None]
 
+CURVE_IMAGES = 512  # for curves alone; all validation images where they choose the epoch
+
 
 @dataclass(frozen=True)
 class LabelledImages:
@@ -55,6 +57,13 @@ class LabelledImages:
     def to(self, device: torch.device) -> LabelledImages:
         """The same on ``device``."""
         return LabelledImages(self.images.to(device), self.labels.to(device))
+
+    def sample(self, count: int) -> LabelledImages:
+        """At most ``count`` of them, always the same ones."""
+        if len(self) <= count:
+            return self
+        rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:count]
+        return LabelledImages(self.images[rows], self.labels[rows])
 
 
 @dataclass
@@ -148,6 +157,8 @@ class Trainer:
         self.model, self.method, self.recipe = model, method, recipe
         self.train_options = recipe["train"]
         self.device = next(model.parameters()).device
+        if self.train_options["patience"] is None:
+            validation = validation.sample(CURVE_IMAGES)
         self.data, self.validation = data.to(self.device), validation.to(self.device)
         self.pipeline = ImagePipeline.from_recipe(recipe)
         self.seed, self.frozen = seed, frozen
