@@ -83,6 +83,17 @@ def test_act_turn_and_orbit_are_one_action(interpolation):
         assert torch.equal(orbit[:, k], action.undo(x, g))
 
 
+@pytest.mark.parametrize("order", [3, 4, 6, 8, 24])
+def test_posed_inputs_are_turned_inputs_and_exact_copies_of_each_other(order):
+    group = CyclicGroup(order)
+    action, x = RotationAction(group, "bicubic"), smooth_images(size=17)
+    for k in range(order):
+        torch.testing.assert_close(action.posed(x, k), action.turn(x, k), atol=1e-4, rtol=0)
+        if order % 4 == 0:
+            quarter = torch.rot90(action.posed(x, k), 1, (-2, -1))
+            assert torch.equal(action.posed(x, (k + order // 4) % order), quarter)
+
+
 def test_each_image_turns_by_its_own_element():
     action = RotationAction(CyclicGroup(8))
     x, g = torch.rand(8, 1, 16, 16), torch.randperm(8)

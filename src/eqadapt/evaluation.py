@@ -67,7 +67,7 @@ def orbit_accuracy(
     identities = torch.zeros((), device=images.device)
     for rows, x in batches(images, pipeline, model.action, batch_size):
         for pose in range(order):
-            output = model(model.action.turn(x, pose))
+            output = model(model.action.posed(x, pose))
             correct[pose] += (output.logits.argmax(dim=1) == labels[rows]).sum()
             if pose == 0 and output.chosen is not None:
                 identities += (output.chosen == 0).sum()
@@ -173,7 +173,7 @@ def predict_orbit(
             passes = counter.images / len(x)
         seen: dict[float, list[tuple[Tensor, Tensor]]] = {}
         for pose, angle in enumerate(poses.group.angles):
-            turned = poses.turn(x, pose)
+            turned = poses.posed(x, pose)
             if chooses:
                 canonical, chosen = _forward(model, method, poses, turned, pose)
                 logits = _shared_logits(model.backbone, canonical, seen.setdefault(angle % 90, []))
@@ -239,7 +239,7 @@ def gallery(
     order = poses.group.order if method.scorer == "true_pose" else model.action.group.order
     inputs, canonicals, angles, predictions = [], [], [], []
     for pose in shown_poses:
-        turned = poses.turn(x, pose)
+        turned = poses.posed(x, pose)
         canonical, chosen = _forward(model, method, poses, turned, pose)
         inputs.append(_to_bytes(turned, largest_side))
         canonicals.append(_to_bytes(canonical, largest_side))

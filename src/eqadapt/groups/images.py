@@ -145,6 +145,13 @@ class RotationAction:
         grid = grid.to(x.dtype).expand(len(x), -1, -1, -1)
         return F.grid_sample(x, grid, self.interpolation, self.padding, align_corners=False)
 
+    def _warp_rest(self, x: Tensor, rest: float) -> Tensor:
+        """All images turned by ``rest``, one of the group's angles below 90 degrees."""
+        if not rest:
+            return x
+        grids = self._grids(x.shape[-1], x.device)
+        return self._warp(x, grids[self._rests.index(rest)][None])
+
     def act(self, x: Tensor, g: Tensor) -> Tensor:
         """``g . x``: each image turned by its own element.
 
@@ -176,11 +183,17 @@ class RotationAction:
         """``element . x`` for the whole batch."""
         self._check(x)
         quarter, rest = self.group.decompose(element % self.group.order)
-        x = torch.rot90(x, quarter, (-2, -1))
-        if rest:
-            grids = self._grids(x.shape[-1], x.device)
-            x = self._warp(x, grids[self._rests.index(rest)][None])
-        return self.masked(x)
+        return self.masked(self._warp_rest(torch.rot90(x, quarter, (-2, -1)), rest))
+
+    def posed(self, x: Tensor, element: int) -> Tensor:
+        """``element . x`` as an input to be adapted: the warp first, the quarter turn after it.
+
+        The same image as ``turn`` gives, up to rounding. Inputs 90 degrees apart are then turned
+        copies of each other to the last bit, as photographs of a turned object would be.
+        """
+        self._check(x)
+        quarter, rest = self.group.decompose(element % self.group.order)
+        return self.masked(torch.rot90(self._warp_rest(x, rest), quarter, (-2, -1)))
 
     def undo(self, x: Tensor, g: Tensor) -> Tensor:
         """``g^-1 . x``: the canonical form of ``x`` when its pose is ``g`` (B,)."""
@@ -195,9 +208,7 @@ class RotationAction:
         for rest in self._rests:
             members = [k for k in range(order) if inverses[k][1] == rest]
             turned = torch.cat([torch.rot90(x, inverses[k][0], (-2, -1)) for k in members])
-            if rest:
-                grid = self._grids(x.shape[-1], x.device)[self._rests.index(rest)][None]
-                turned = self._warp(turned, grid)
+            turned = self._warp_rest(turned, rest)
             for place, k in enumerate(members):
                 views[k] = turned[place * batch : (place + 1) * batch]
         return self.masked(

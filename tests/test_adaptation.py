@@ -1,0 +1,234 @@
+"""Models put together from recipes: backbones, methods, predictions over the orbit, plug-ins."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from eqadapt.adaptation import ImageKind, build_backbone, build_model, choose_device
+from eqadapt.backbones import Backbone, build_network, load_weights_file, to_size
+from eqadapt.errors import UserError
+from eqadapt.evaluation import PassCounter, gallery, predict_orbit
+from eqadapt.groups import CyclicGroup, RotationAction
+from eqadapt.methods import METHODS, Method, get_method, register
+from eqadapt.tasks.classification import ImagePipeline, random_shift
+
+SIZE = 20
+
+
+class Network(nn.Module):
+    num_features = 6
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(SIZE * SIZE, 6), nn.Tanh())
+        self.head = nn.Linear(6, 4)
+
+    def forward_features(self, x):
+        return self.body(x)
+
+    def forward_head(self, x, pre_logits=False):
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
+
+
+def recipe(**image):
+    defaults = {
+        "size": SIZE, "backbone_size": None, "interpolation": "bilinear", "padding": "border",
+        "mask": "none", "mean": None, "std": None, "upsampling": "bicubic",
+    }  # fmt: skip
+    augment = {"crop_padding": 0, "flip": False, "jitter_degrees": 0.0}
+    return {
+        "image": {**defaults, **image},
+        "scorer": {"name": "group_cnn", "width": 2, "input_size": 15, "kernel_size": 3},
+        "train": {"augment": augment},
+        "backbone": {"model": "cifar_resnet20", "weights": "scratch", "options": {}},
+    }
+
+
+def adapted(method, group="C4", **image):
+    torch.manual_seed(1)
+    backbone = Backbone(Network(), SIZE, [0.5], [0.5])
+    return build_model(recipe(**image), method, group, ImageKind(1, 4), backbone).eval()
+
+
+def images(count=7):
+    return torch.randint(0, 256, (count, 1, SIZE, SIZE), dtype=torch.uint8)
+
+
+def predict(model, method, data, poses=8, batch=4):
+    pipeline = ImagePipeline.from_recipe(recipe())
+    labels = torch.zeros(len(data), dtype=torch.long)
+    action = RotationAction(CyclicGroup(poses))
+    index = torch.arange(len(data))
+    return predict_orbit(model, get_method(method), data, labels, index, pipeline, action, batch)
+
+
+@pytest.mark.parametrize(
+    ("method", "passes"),
+    [
+        ("vanilla", 1), ("rotation_augmentation", 1), ("lc", 1), ("prlc", 1), ("oracle", 1),
+        ("optc", 1), ("equitune", 4), ("lambda_equitune", 4), ("equizero", 4), ("lps", 10),
+        ("weighted_frame", 4),
+    ],
+)  # fmt: skip
+def test_passes_are_counted_and_are_what_the_method_costs(method, passes):
+    model = adapted(method, "C4" if get_method(method).uses_group else "C1")
+    assert predict(model, method, images()).passes == passes
+
+
+@pytest.mark.parametrize("method", ["lc", "prlc", "optc", "equizero"])
+def test_predictions_are_the_same_in_every_quarter_turn(method):
+    found = predict(adapted(method), method, images(9))
+    for angle in (90, 180, 270):
+        same = found.prediction[found.angle == angle] == found.prediction[found.angle == 0]
+        assert same.all()
+    chosen = found.chosen[found.angle == 90]
+    assert ((chosen - found.chosen[found.angle == 0]) % 4 == 1).all()
+
+
+def test_sharing_logits_by_bytes_changes_no_prediction():
+    data = images(9)
+    model, action = adapted("lc", "C8"), RotationAction(CyclicGroup(8))
+    found = predict(model, "lc", data)
+    pipeline = ImagePipeline.from_recipe(recipe())
+    with torch.no_grad():
+        for pose in range(8):
+            logits = model(action.posed(pipeline.to_act_size(data), pose)).logits
+            assert (logits.argmax(1).numpy() == found.prediction[found.pose == pose]).all()
+
+
+def test_sharing_logits_saves_the_passes_of_turned_copies():
+    model, data = adapted("lc", "C4"), images(4)
+    with PassCounter(model.backbone) as counter:
+        predict(model, "lc", data)
+    # One plain forward to count, one pass an image upright and one at 45 degrees.
+    assert counter.images == 3 * len(data)
+
+
+def test_the_oracle_undoes_every_pose():
+    found = predict(adapted("oracle", "C1"), "oracle", images(5))
+    assert (found.chosen_angle == found.angle).all()
+    upright = found.prediction[found.pose == 0]
+    for angle in (90, 180, 270):
+        assert (found.prediction[found.angle == angle] == upright).all()
+
+
+def test_methods_that_choose_nothing_say_so():
+    found = predict(adapted("vanilla", "C1"), "vanilla", images(3))
+    assert (found.chosen == -1).all() and np.isnan(found.chosen_angle).all()
+
+
+def test_galleries_show_the_same_canonical_image_for_every_quarter_turn():
+    model = adapted("prlc")
+    pictures = gallery(
+        model,
+        get_method("prlc"),
+        images(3),
+        torch.zeros(3, dtype=torch.long),
+        ImagePipeline.from_recipe(recipe()),
+        RotationAction(CyclicGroup(4)),
+        [0, 1, 2],
+    )
+    canonical = pictures["canonical"]
+    assert canonical.dtype == torch.uint8 and canonical.shape == (3, 3, SIZE, SIZE, 1)
+    assert (canonical == canonical[:, :1]).all()
+
+
+def test_sampling_at_the_old_centres_undoes_the_upsampling():
+    pipeline = ImagePipeline(size=3 * SIZE)
+    data = images(3)
+    small = to_size(pipeline.to_act_size(data), SIZE)
+    assert (small - data / 255).abs().max() < 1e-6
+    assert to_size(torch.rand(1, 1, 40, 40), SIZE).shape[-1] == SIZE
+
+
+def test_shifts_move_the_image_and_repeat_its_edges():
+    data = images(64)
+    shifted = random_shift(data, 2)
+    assert shifted.shape == data.shape and shifted.dtype == torch.uint8
+    assert not torch.equal(shifted, data)
+    flat = torch.full((4, 1, SIZE, SIZE), 7, dtype=torch.uint8)
+    assert torch.equal(random_shift(flat, 3), flat)
+
+
+def test_wrong_backbones_are_named_before_work_starts(tmp_path):
+    with pytest.raises(UserError, match="resnet5x") as error:
+        build_network("resnet5x", 10, 3)
+    assert "resnet50" in str(error.value)
+    with pytest.raises(UserError, match="cifar_resnet21"):
+        build_network("cifar_resnet21", 10, 3)
+    with pytest.raises(UserError, match="reads 32"):
+        build_backbone(recipe(backbone_size=32), ImageKind(3, 10))
+    network = build_network("cifar_resnet20", 10, 3)
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "own.th")
+    load_weights_file(network, tmp_path / "own.th", None)
+    with pytest.raises(UserError, match=r"class count.*linear\.weight"):
+        load_weights_file(build_network("cifar_resnet20", 7, 3), tmp_path / "own.th", None)
+    with pytest.raises(UserError, match=r"expected abcd.*found"):
+        load_weights_file(network, tmp_path / "own.th", "abcd1234")
+    with pytest.raises(UserError, match="no such weights"):
+        load_weights_file(network, tmp_path / "none.th", None)
+
+
+def test_the_cifar_resnets_have_their_published_sizes():
+    sizes = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018}
+    for depth, size in sizes.items():
+        network = build_network(f"cifar_resnet{depth}", 10, 3)
+        assert sum(p.numel() for p in network.parameters()) == size
+        assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_asking_for_a_gpu_that_is_not_there_is_a_clear_error():
+    with pytest.raises(UserError, match="no GPU here"):
+        choose_device("cuda")
+    assert choose_device("auto").type == "cpu"
+
+
+def test_two_methods_cannot_share_a_name():
+    with pytest.raises(UserError, match="two methods"):
+        register(Method(name="prlc", summary="another", paper="none"))
+    assert METHODS["prlc"].paper == "mondal2023"
+    with pytest.raises(UserError, match="unknown method 'plrc'"):
+        get_method("plrc")
+
+
+def test_a_method_is_added_from_outside_the_package(tmp_path):
+    (tmp_path / "my_methods.py").write_text(
+        textwrap.dedent(
+            """
+            from eqadapt.methods import Method, register
+
+            register(Method(
+                name="soft_prlc", summary="PRLC with all views, weighted.", paper="mine",
+                scorer="image", selection="softmax", prior="identity",
+            ))
+            """
+        )
+    )
+    program = textwrap.dedent(
+        """
+        from eqadapt.study import load_study
+        study = load_study({
+            "study": "mine", "datasets": ["digits"], "methods": ["vanilla", "soft_prlc"],
+            "backbones": ["resnet_small"],
+        })
+        print(sorted({run.method for run in study.trained_runs()}))
+        """
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": str(tmp_path), "EQADAPT_PLUGINS": "my_methods", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "['soft_prlc', 'vanilla']" in found.stdout, found.stderr
