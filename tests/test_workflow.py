@@ -113,7 +113,7 @@ def test_every_study_lints_and_plans_each_of_its_runs(plans, path):
     pretrained = [b for b in study.config["backbones"].values() if b["weights"] == "pretrain"]
     assert jobs.get("pretrain", 0) == len(pretrained) * len(datasets)
     assert jobs["prepare"] == jobs["verify"] == jobs["download"] == len(datasets)
-    for rule in ("study_config", "metrics", "tables", "figures", "claims", "report", "all"):
+    for rule in ("study_config", "metrics", "headline", "tables", "figures", "report", "all"):
         assert jobs[rule] == 1
 
 
@@ -166,7 +166,7 @@ def finished(project, tmp_path_factory):
 
 
 def test_a_change_of_the_study_redoes_what_depends_on_it(finished):
-    analysis = {"study_config", "metrics", "tables", "figures", "claims", "report"}
+    analysis = {"study_config", "metrics", "headline", "tables", "figures", "claims", "report"}
     models = {"pretrain", "train", "predict"}
     cases = {
         "train={epochs: 2}": {"train", "predict"} | analysis,
@@ -270,3 +270,25 @@ def test_the_smoke_study_runs_through_every_rule(project, tmp_path):
         folder, ["-n", *SMOKE, "--config", "title=Other"], ["-n", "--forceall", *SMOKE]
     )
     assert "train" not in changed.jobs and "train" in forced.jobs
+
+
+def test_headlines_are_means_over_seeds_of_each_cell():
+    from eqadapt.commands.headline import headlines
+
+    cell = {
+        "dataset": "d",
+        "backbone": "b",
+        "regime": "joint",
+        "method": "prlc",
+        "group": "C8",
+        "worst_pose_acc": "",
+    }
+    rows = [
+        {**cell, "acc": "0.9", "cn_avg": "0.8", "identity_rate": "1"},
+        {**cell, "acc": "0.8", "cn_avg": "0.6", "identity_rate": "0.5"},
+    ]
+    other = {**rows[0], "method": "vanilla", "identity_rate": ""}
+    assert headlines([*rows, other]) == {
+        "d-b-joint-prlc-C8": {"seeds": 2, "acc": 0.85, "cn_avg": 0.7, "identity_rate": 0.75},
+        "d-b-joint-vanilla-C8": {"seeds": 1, "acc": 0.9, "cn_avg": 0.8},
+    }

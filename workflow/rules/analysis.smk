@@ -1,7 +1,7 @@
 """Predictions to numbers, tables, figures, verdicts and the report; nothing here runs a model.
 
 results/<study>/{study.yaml,predictions,runs,galleries}
-    -> metrics.csv, tables/*, figures/*, claims.json -> report.html
+    -> metrics.csv, headline/*.json, tables/*, figures/*, claims.json -> report.html
 """
 
 
@@ -126,6 +126,23 @@ rule claims:
         " > {log} 2>&1"
 
 
+rule headline:
+    input:
+        metrics=rules.metrics.output.metrics,
+    output:
+        cells=headline_files(),
+    log:
+        f"{LOGS}/headline.log",
+    conda:
+        ENVIRONMENT
+    params:
+        code=code_id("eqadapt.commands.headline"),
+    message:
+        "write the headline numbers"
+    shell:
+        'python -m eqadapt headline --results "$RESULTS" > {log} 2>&1'
+
+
 rule report:
     input:
         study=STUDY_YAML,
@@ -162,6 +179,7 @@ rule report:
 rule analysis:
     input:
         rules.report.input,
+        rules.headline.output,
         report=rules.report.output.report,
     message:
         "the analysis is done: see {input.report}"
@@ -169,4 +187,5 @@ rule analysis:
 
 localrules:
     study_config,
+    headline,
     analysis,

@@ -165,6 +165,16 @@ def study_digest(*keys):
     return STUDY.digest(*keys)
 
 
+def headline_files():
+    """One file for each method in each cell; runs without a group are evaluated at every group."""
+    cells = {
+        (run.dataset, run.backbone, run.regime, run.method, group): None
+        for run in STUDY.runs()
+        for group in ([run.group] if run.group != "C1" else STUDY.config["groups"])
+    }
+    return [f"{RESULTS}/headline/{'-'.join(cell)}.json" for cell in cells]
+
+
 def captioned(path):
     """A figure or table for the Snakemake report; its name tells what it shows."""
     kind, *shown = Path(path).stem.split("-")
