@@ -133,3 +133,16 @@ def code_id(*entries: str, root: Path = ROOT) -> str:
     for name, path in sorted(modules.items()):
         digest.update(f"{name}\n{without_prose(path.read_bytes())}\n\n".encode())
     return digest.hexdigest()[:16]
+
+
+def data_id(*names: str, root: Path = ROOT) -> str:
+    """Sixteen hex digits of SHA-256 over data files of the package.
+
+    Args:
+        *names: Their paths in the package, e.g. ``"analysis/report.html.j2"``.
+        root: The package's folder.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        digest.update(name.encode() + b"\0" + (root / name).read_bytes() + b"\0")
+    return digest.hexdigest()[:16]

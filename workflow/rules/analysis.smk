@@ -151,7 +151,6 @@ rule report:
         figures=rules.figures.output.figures,
         claims=rules.claims.output.claims,
         published=PUBLISHED,
-        template="src/eqadapt/analysis/report.html.j2",
     output:
         report=report(
             f"{RESULTS}/{outputs.REPORT}",
@@ -169,6 +168,7 @@ rule report:
         runtime=60,
     params:
         code=code_id("eqadapt.commands.report"),
+        template=data_id("analysis/report.html.j2"),
     message:
         "write {output.report}"
     shell:

@@ -12,7 +12,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from eqadapt.analysis import outputs
-from eqadapt.digest import code_id
+from eqadapt.digest import code_id, data_id
 from eqadapt.errors import UserError
 from eqadapt.files import write_text
 from eqadapt.study import digest_of, load_study
