@@ -208,3 +208,14 @@ def test_parts_of_another_identity_are_not_used(backbone, tmp_path):
         images, labels, index, {**identity(backbone, "C4"), "data_sha256": "d" * 64}, tmp_path
     )
     assert counted.images == 16
+
+
+def test_a_part_keeps_every_class_of_a_sorted_file(backbone, tmp_path):
+    whole = computed(backbone, 4, 40, tmp_path)
+    label = np.repeat(np.arange(5), 8)
+    sorted_by_class = Orbits(
+        whole.group, whole.logits, whole.features, label, whole.index, whole.meta
+    )
+    part = sorted_by_class.thinned(10)
+    assert np.bincount(part.label).tolist() == [2] * 5
+    assert len(sorted_by_class.thinned(1000)) == 40

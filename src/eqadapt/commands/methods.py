@@ -12,10 +12,31 @@ HELP = "run the test-time methods of a study on its orbit caches"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
     add_test_time_arguments(parser)
+    parser.add_argument(
+        "--summary",
+        action="store_true",
+        help="only write the table and the figures of what has been run (reads results alone)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Select on validation, predict the test split, write predictions and records."""
+    if args.summary:
+        _summary(args)
+        return
     runner = make_test_time_runner(args)
     for cell in runner.cells(args.dataset, args.backbone, args.group):
         runner.run_cell(cell)
+
+
+def _summary(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from eqadapt.analysis.method_figures import write_method_figures
+    from eqadapt.analysis.method_table import MethodResults, write_tables
+    from eqadapt.study import load_study
+
+    folder = args.results or Path("results") / load_study(args.study, args.set).name
+    results = MethodResults(folder)
+    for path in [*write_tables(results), *write_method_figures(results)]:
+        print(path)

@@ -23,7 +23,7 @@ PoseLogits = Callable[[str, str, int], NDArray[np.float32]]
 
 def training_views(orbits: Orbits, count: int | None = None) -> TrainingViews:
     """The views of training inputs of every coset, so that what is learned sees all of them."""
-    part = orbits if count is None else orbits.head(count)
+    part = orbits if count is None else orbits.thinned(count)
     cosets = len(part.cosets)
 
     def joined(values: NDArray[Any]) -> NDArray[Any]:

@@ -1,0 +1,220 @@
+"""The comparison of methods end to end on a few digits, its settings, its table and figures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from eqadapt import cli
+from eqadapt.analysis.method_figures import (
+    load_temperatures,
+    pareto_front,
+    write_method_figures,
+)
+from eqadapt.analysis.method_table import MethodResults, markdown, write_tables
+from eqadapt.analysis.predictions import load_predictions
+from eqadapt.errors import UserError
+from eqadapt.test_time import METHODS
+from eqadapt.test_time.settings import load_settings
+from eqadapt.test_time.tuning import grid_points
+
+SHIPPED = Path(__file__).parents[1] / "config" / "methods"
+
+STUDY = {
+    "study": "tiny",
+    "datasets": {"digits": {"limit_train": 200, "limit_test": 40}},
+    "backbones": {"resnet_small": {"weights": "pretrain"}},
+    "groups": ["C4", "C8"],
+    "methods": ["prlc_rotated"],
+    "regimes": ["frozen"],
+    "seeds": [0, 1],
+    "image": {"size": 33, "backbone_size": 11, "interpolation": "bicubic"},
+    "scorer": {"name": "paired_cnn", "width": 2, "input_size": 17},
+    "pretrain": {"epochs": 1, "batch_size": 50},
+    "train": {"epochs": 1, "batch_size": 50},
+    "evaluate": {"poses": "C8"},
+    "device": "cpu",
+}
+SETTINGS = {
+    "images": {"train": 60, "validation": 30, "test": 40},
+    "bank": 30,
+    "trials": 2,
+    "temperatures": [0.5, 2.0],
+}
+NAMES = ("vanilla", "oracle", "equitune", "boltzmann", "ood_knn", "ood_knn_gated", "its_paper")
+NAMES += ("ac_max", "prlc_rotated", "posterior", "posterior_top_2", "features_prior", "lc")
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("methods")
+    (root / "tiny.yaml").write_text(yaml.safe_dump(STUDY))
+    folder = root / "config"
+    folder.mkdir()
+    (folder / "settings.yaml").write_text(yaml.safe_dump(SETTINGS))
+    for name in NAMES:
+        content = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text())
+        if name == "features_prior":
+            content["grid"] = {"evidence.epochs": [1]}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    raw, prepared = root / "raw", root / "data" / "digits"
+    for verb in (
+        ["download", "--dataset", "digits", "--out", str(raw)],
+        ["verify", "--dataset", "digits", "--raw", str(raw)],
+        ["prepare", "--dataset", "digits", "--raw", str(raw), "--out", str(prepared)],
+    ):
+        assert cli.main(verb) == 0
+    for verb in ("pretrain", "train", "orbits", "methods"):
+        assert run(root, verb) == 0
+    return root
+
+
+def run(root: Path, verb: str, *more: str) -> int:
+    arguments = ["--study", str(root / "tiny.yaml"), "--data", str(root / "data")]
+    arguments += ["--results", str(root / "results"), "--scratch", str(root / "scratch")]
+    if verb == "pretrain":
+        arguments += ["--dataset", "digits", "--backbone", "resnet_small"]
+    if verb in ("orbits", "methods"):
+        arguments += ["--methods", str(root / "config"), "--orbits", str(root / "orbits")]
+    return cli.main([verb, *arguments, *more])
+
+
+@pytest.mark.slow
+def test_every_method_leaves_predictions_of_the_agreed_form(ran):
+    found = {}
+    for path in (ran / "results" / "predictions").glob("*.parquet"):
+        predictions = load_predictions(path)
+        assert predictions.stem == path.stem
+        assert predictions.meta["test_time"] is True
+        found.setdefault(predictions.meta["method"], []).append(predictions)
+    assert set(found) == set(NAMES) - {"lc"}  # no checkpoint, so it is left out
+    assert len(found["vanilla"]) == 1  # the finest group's poses hold the others'
+    assert len(found["equitune"]) == 2  # a file a group
+    assert len(found["posterior"]) == len(found["features_prior"]) == 4  # and a seed
+    for predictions in found["posterior_top_2"]:
+        assert predictions.meta["backbone_passes"] == 2
+    record = json.loads(
+        (ran / "results/runs/digits-resnet_small-frozen-boltzmann-C8-seed0/run.json").read_text()
+    )
+    assert len(record["trials"]) == 2
+    assert (
+        record["hyperparameters"]["temperature"]
+        in yaml.safe_load((SHIPPED / "boltzmann.yaml").read_text())["grid"]["temperature"]
+    )
+
+
+@pytest.mark.slow
+def test_the_table_has_the_columns_of_the_comparison(ran):
+    results = MethodResults(ran / "results")
+    written = write_tables(results)
+    frame = pd.read_csv(written[0])
+    vanilla = frame[frame["method"] == "vanilla"]
+    assert sorted(vanilla["group"]) == ["C4", "C8"]
+    assert (vanilla["harm"] == 0).all()
+    equitune = frame[(frame["method"] == "equitune") & (frame["group"] == "C4")]
+    assert equitune["orbit_agreement"].item() == 1.0
+    assert equitune["logit_difference_exact"].item() == 0.0
+    assert np.isclose(equitune["acc"].item(), equitune["cn_avg"].item())
+    assert frame[frame["method"] == "ac_max"]["departures"].eq("class_axis").all()
+    assert "posterior_top_2" in markdown(results)
+
+
+@pytest.mark.slow
+def test_the_figures_are_drawn_and_the_curve_has_both_ends(ran):
+    results = MethodResults(ran / "results")
+    names = {path.name for path in write_method_figures(results)}
+    assert "accuracy_against_cost-digits-C8.svg" in names
+    assert "accuracy_against_temperature-digits.png" in names
+    frame = pd.read_csv(write_tables(results)[0])
+    for curve in load_temperatures(ran / "results"):
+        part = frame[frame["group"] == curve.cell.group].set_index("method")
+        logits = curve.frame[curve.frame["space"] == "logits"].set_index("temperature")["mean"]
+        assert np.isclose(logits[np.inf], 100 * part.loc["equitune", "cn_avg"])
+
+
+@pytest.mark.slow
+def test_a_second_run_finds_the_caches(ran, capsys):
+    assert run(ran, "orbits") == 0
+    assert capsys.readouterr().out.count("there already") == 6
+
+
+@pytest.mark.slow
+def test_the_same_predictions_again_to_the_byte(ran):
+    path = ran / "results/predictions/digits-resnet_small-frozen-features_prior-C8-seed1.parquet"
+    before = path.read_bytes()
+    path.unlink()
+    assert run(ran, "methods", "--group", "C8") == 0
+    assert path.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_cache_of_another_backbone_is_refused(ran, capsys):
+    path = ran / "orbits" / "digits-resnet_small-C4-test.safetensors"
+    kept = path.read_bytes()
+    weights = ran / "results" / "pretrained" / "digits-resnet_small.safetensors"
+    original = weights.read_bytes()
+    try:
+        from eqadapt import checkpoint
+
+        tensors, meta = checkpoint.load(weights)
+        changed = {
+            key: value + 1 if value.is_floating_point() else value for key, value in tensors.items()
+        }
+        checkpoint.save(weights, changed, meta)
+        assert run(ran, "methods") == 2
+        assert "weights_sha256" in capsys.readouterr().err
+    finally:
+        weights.write_bytes(original)
+        path.write_bytes(kept)
+
+
+# --- settings -----------------------------------------------------------------------------------
+
+
+def test_the_shipped_settings_are_valid_and_tried_equally_often():
+    settings = load_settings(SHIPPED)
+    assert {entry.method.name for entry in settings.entries} == set(METHODS)
+    for entry in settings.entries:
+        if entry.grid and entry.method.name != "lc_offset":  # which tries every element
+            assert len(grid_points(entry.grid, settings["trials"])) == settings["trials"]
+    names = [entry.method.name for entry in settings.entries]
+    for entry in settings.entries:
+        if entry.method.inherits:
+            assert names.index(entry.method.inherits) < names.index(entry.method.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("equizero2", {"method": "equizero2", "paper": "x"}, "unknown test-time method"),
+        ("equizero", {"method": "equitune", "paper": "x"}, "another name"),
+        ("boltzmann", {"method": "boltzmann", "paper": "x", "grid": {"temp": [1]}}, "temp"),
+        ("boltzmann", {"method": "boltzmann", "paper": "x", "grid": {"space": []}}, "not valid"),
+        ("boltzmann", {"method": "boltzmann"}, "paper"),
+        ("settings", {"trials": 0}, "trials"),
+        ("settings", {"trails": 4}, "trails"),
+        ("settings", {"methods": ["equizero"]}, "no file for method equizero"),
+    ],
+)
+def test_wrong_settings_are_refused_with_their_file(tmp_path, name, content, message):
+    (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    if name == "settings":
+        (tmp_path / "vanilla.yaml").write_text("method: vanilla\npaper: none\n")
+    with pytest.raises(UserError, match=message) as raised:
+        load_settings(tmp_path)
+    assert str(tmp_path) in str(raised.value.where)
+
+
+def test_a_folder_without_methods_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no test-time method"):
+        load_settings(tmp_path)
+    with pytest.raises(UserError, match="no folder"):
+        load_settings(tmp_path / "absent")
+
+
+def test_the_pareto_front_keeps_what_nothing_cheaper_beats():
+    points = {"a": (1.0, 50.0), "b": (4.0, 80.0), "c": (4.0, 85.0), "d": (8.0, 84.0), "e": (2, 60)}
+    assert pareto_front(points) == ["a", "e", "c"]
