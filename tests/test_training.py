@@ -26,7 +26,8 @@ def make_recipe(**train):
     options = {
         "epochs": 4, "patience": None, "batch_size": 16, "optimizer": "adamw", "lr": 1e-2,
         "scorer_lr": 1e-2, "weight_decay": 0.01, "scorer_weight_decay": 0.0, "momentum": 0.9,
-        "schedule": "cosine", "warmup": 0.1, "prior_weight": 1.0, "contrast_weight": 0.1, "task_weight": 1.0,
+        "schedule": "cosine", "warmup": 0.1, "prior_weight": 1.0, "contrast_weight": 0.1,
+        "task_weight": 1.0,
         "label_smoothing": 0.0, "grad_clip": 1.0, "amp": "none", "channels_last": False,
         "compile": False, "augment": {"crop_padding": 1, "flip": False, "jitter_degrees": 3.0},
     }  # fmt: skip

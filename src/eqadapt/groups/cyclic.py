@@ -43,7 +43,7 @@ class CyclicGroup:
         return tuple(k for k in range(self.order) if (4 * k) % self.order == 0)
 
     def decompose(self, element: int) -> tuple[int, float]:
-        """``element`` as quarter turns and the rest: ``(q, r)`` with angle ``90 q + r``, 0 <= r < 90."""
+        """``(q, r)``: quarter turns and the rest, of the angle ``90 q + r`` with 0 <= r < 90."""
         quarters, rest = divmod(4 * element, self.order)
         return quarters % 4, 90.0 * rest / self.order
 

@@ -200,7 +200,7 @@ class RotationAction:
         return self.act(x, -g % self.group.order)
 
     def orbit(self, x: Tensor) -> Tensor:
-        """All views ``g_k^-1 . x``; (B, K, C, H, H), with one batched warp a distinct rest angle."""
+        """All views ``g_k^-1 . x``; (B, K, C, H, H). One batched warp a distinct rest angle."""
         self._check(x)
         batch, order = len(x), self.group.order
         inverses = [self.group.decompose(self.group.inverse(k)) for k in range(order)]
