@@ -5,7 +5,7 @@
 # make adopt                      after `dvc pull`: take the files there are for up to date
 # make clean                      remove .venv, logs and caches; data, results and progress stay
 #
-# PYTHON=/path/to/python3.12 picks the Python, 3.11 or 3.12, that .venv is made of.
+# ARGS="-n" goes to snakemake. PYTHON=/path/to/python3.12 picks the Python (3.11, 3.12) of .venv.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READY := .venv/.ready
 
 study: $(READY)
-	snakemake --configfile $(STUDY) $(ARGS)
+	snakemake $(ARGS) --configfile $(STUDY)
 	@python -c 'from eqadapt.study import load_study; print("report:", load_study("$(STUDY)").results_dir / "report.html")'
 
 test: $(READY)
