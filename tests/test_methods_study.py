@@ -123,6 +123,15 @@ def test_the_table_has_the_columns_of_the_comparison(ran):
 
 
 @pytest.mark.slow
+def test_latency_is_a_ratio_to_the_backbone_alone(ran):
+    assert run(ran, "methods", "--latency", "--group", "C4") == 0
+    frame = pd.read_csv(ran / "results" / "latency.csv").set_index("method")
+    assert 0.5 < frame.loc["vanilla", "ratio"] < 2.0
+    assert frame.loc["equitune", "ratio"] > frame.loc["vanilla", "ratio"]
+    (ran / "results" / "latency.csv").unlink()
+
+
+@pytest.mark.slow
 def test_the_figures_are_drawn_and_the_curve_has_both_ends(ran):
     results = MethodResults(ran / "results")
     names = {path.name for path in write_method_figures(results)}

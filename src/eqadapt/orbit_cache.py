@@ -192,13 +192,15 @@ def save(path: str | Path, orbits: Orbits, dtype: str = "float16") -> None:
     Args:
         path: The file.
         orbits: What to write.
-        dtype: ``float16`` or ``float32``, the type of logits and features in the file.
+        dtype: ``float16`` or ``float32``, the type of the features in the file. Logits stay
+            float32, so that predictions are the backbone's own: rounded to float16 they change
+            for 1 to 3 in 10,000 CIFAR-10 views.
     """
     from safetensors.numpy import save_file
 
     _check_dtype(dtype)
     arrays = {
-        "logits": orbits.logits.astype(dtype),
+        "logits": orbits.logits.astype(np.float32),
         "features": orbits.features.astype(dtype),
         "label": orbits.label,
         "index": orbits.index,
@@ -277,7 +279,9 @@ def _short(value: Any) -> str:
 
 def _check_dtype(dtype: str) -> None:
     if dtype not in ("float16", "float32"):
-        raise UserError(f"unknown number type {dtype!r} of the cache", fix="float16 or float32")
+        raise UserError(
+            f"unknown number type {dtype!r} of cached features", fix="float16 or float32"
+        )
 
 
 class OrbitComputer:

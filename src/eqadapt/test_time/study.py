@@ -25,7 +25,9 @@ from eqadapt.provenance import provenance
 from eqadapt.runs import StudyRunner, write_predictions
 from eqadapt.study import Run, digest_of
 from eqadapt.tasks.classification import ImagePipeline
+from eqadapt.test_time import latency
 from eqadapt.test_time.bench import Bench
+from eqadapt.test_time.live import Outputs
 from eqadapt.test_time.methods import TestTimeMethod
 from eqadapt.test_time.outputs import logit_differences, predictions, write_temperatures
 from eqadapt.test_time.settings import Entry, Settings
@@ -233,21 +235,24 @@ class TestTimeRunner:
         checkpoint.save(path, {"pose_logits": found, "index": data.index}, expected)
         return found.numpy()
 
-    @torch.no_grad()
-    def _pose_logits(self, cell: Cell, run: Run, data: prepared.Prepared) -> torch.Tensor:
-        model, recipe = self.runner.load(run), self.study.recipe(run)
+    def scorer(self, run: Run) -> Any:
+        """The scorer of a trained run, in its form for inference."""
+        model = self.runner.load(run)
         if model.scorer is None:
             raise UserError(f"{run.method} has no scorer of poses")
-        scorer: Any = model.scorer
-        if hasattr(scorer, "export"):
-            scorer = scorer.export()
-        pipeline = ImagePipeline.from_recipe(recipe)
+        found: Any = model.scorer
+        return found.export() if hasattr(found, "export") else found
+
+    @torch.no_grad()
+    def _pose_logits(self, cell: Cell, run: Run, data: prepared.Prepared) -> torch.Tensor:
+        scorer, recipe = self.scorer(run), self.study.recipe(run)
+        action, pipeline = build_action(recipe, run.group), ImagePipeline.from_recipe(recipe)
+        cosets = orbit_cache.input_cosets(action.group)
         found = []
         for start in range(0, len(data.images), 256):
             images = data.images[start : start + 256].to(self.runner.device)
-            x = model.action.masked(pipeline.to_act_size(images))
-            cosets = orbit_cache.input_cosets(model.action.group)
-            found.append(torch.stack([scorer(model.action.turn(x, g)) for g in cosets], 1).cpu())
+            x = action.masked(pipeline.to_act_size(images))
+            found.append(torch.stack([scorer(action.turn(x, g)) for g in cosets], 1).cpu())
         self.say(f"pose logits of {run.stem} on {len(data.images)} images")
         return torch.cat(found)
 
@@ -299,6 +304,32 @@ class TestTimeRunner:
             self.settings["temperatures"],
             {**vars(cell), "regime": REGIME},
         )
+
+    def measure_latency(self, cell: Cell, batch: int = 64) -> list[dict[str, Any]]:
+        """Time the methods of a cell that have been run; rows of ``latency.csv``."""
+        bench, seed = self.bench(cell), self.study.config["seeds"][0]
+        recipe = self.recipe(cell)
+        action, pipeline = build_action(recipe, cell.group), ImagePipeline.from_recipe(recipe)
+        images = self.data(cell.dataset, "test").images[:batch].to(self.runner.device)
+        x = latency.random_poses(action, action.masked(pipeline.to_act_size(images)))
+        scorers: dict[str, Any] = {}
+        chosen = []
+        for entry in self._possible(cell, [seed]):
+            name = self.canonicalizer(entry.method)
+            if name is not None and name not in scorers:
+                scorers[name] = self.scorer(self.canonicalizer_run(cell, name, seed))
+            parameters = self._selected(cell, entry.method, seed)
+            chosen.append((entry.method, parameters, scorers.get(name) if name else None))
+        rows = latency.measure(bench, Outputs(self.backbone(cell)), action, x, chosen)
+        device = provenance(self.runner.device)["device"]
+        return [{**vars(cell), **row, "device": device} for row in rows]
+
+    def _selected(self, cell: Cell, method: TestTimeMethod, seed: int) -> dict[str, Any]:
+        """The hyper-parameters that were selected, from the run's record."""
+        path = self.files.run_folder(cell.run(method.name, seed)) / "run.json"
+        if not path.is_file():
+            return {}
+        return dict(json.loads(path.read_text(encoding="utf-8")).get("hyperparameters", {}))
 
     def _tuned(
         self, bench: Bench, entry: Entry, selections: Mapping[str, Selection], seed: int
