@@ -4,12 +4,15 @@ what depends on them.
 Snakemake takes seconds to start, so calls are made in batches, each batch in one process.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -270,6 +273,47 @@ def test_the_smoke_study_runs_through_every_rule(project, tmp_path):
         folder, ["-n", *SMOKE, "--config", "title=Other"], ["-n", "--forceall", *SMOKE]
     )
     assert "train" not in changed.jobs and "train" in forced.jobs
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_and_ends_the_same(project, tmp_path):
+    folder = tmp_path / "project"
+    shutil.copytree(project, folder)
+    changes = ("train={epochs: 6}", "methods=[vanilla, prlc]")
+    study = (*SMOKE, "--config", *changes)
+    (whole,) = snakemake(folder, ["runs", *study, "study=whole", "--cores", "1"])
+    assert whole.status == 0, whole.said[-3000:]
+
+    command = [sys.executable, "-m", "snakemake", "runs", *study, "study=killed", "--cores", "1"]
+    log = folder / "first.log"
+    with log.open("w") as stream:
+        running = subprocess.Popen(command, cwd=folder, stdout=stream, stderr=subprocess.STDOUT)
+        kill_training(log, "prlc-C4-seed0  epoch 2")
+        assert running.wait() != 0
+    assert not (folder / "results" / "killed" / "runs").exists()
+
+    (second,) = snakemake(folder, ["runs", *study, "study=killed", "--cores", "1"])
+    assert second.status == 0, second.said[-3000:]
+    epochs = re.findall(r"^\S+(vanilla|prlc-C4)\S*  epoch (\d)", second.said, re.M)
+    assert "vanilla" not in dict(epochs) and epochs[0][1] != "0"
+    found = sorted((folder / "results" / "whole" / "runs").glob("*/checkpoint.safetensors"))
+    assert len(found) == 3
+    for path in found:
+        other = folder / "results" / "killed" / "runs" / path.parent.name / path.name
+        assert path.read_bytes() == other.read_bytes()
+
+
+def kill_training(log, sign, patience=300):
+    """End the training whose log says ``sign``, as a full machine would."""
+    deadline = time.monotonic() + patience
+    while sign not in log.read_text("utf-8"):
+        assert time.monotonic() < deadline, log.read_text("utf-8")[-3000:]
+        time.sleep(0.05)
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_bytes().decode().split("\0")
+            if words[1:4] == ["-m", "eqadapt", "train"] and "results/killed" in words:
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 def test_headlines_are_means_over_seeds_of_each_cell():

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from eqadapt.errors import UserError
+from eqadapt.groups.cyclic import parse_group
 from eqadapt.methods import METHODS, load_plugins
 
 OWN_BACKBONES = (
@@ -28,7 +29,6 @@ OWN_BACKBONES = (
     "cifar_resnet56",
 )
 _LISTS = ("datasets", "backbones", "groups", "methods")
-_GROUP = re.compile(r"C([1-9]\d{0,2})")  # as eqadapt.groups.parse_group, whose package needs torch
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 Fault = tuple[str, str, str]
@@ -222,10 +222,9 @@ def _groups(config: Mapping[str, Any]) -> Iterator[Fault]:
     orders = {}
     named = [(f"groups.{name}", name) for name in config["groups"]]
     for path, name in [*named, ("evaluate.poses", config["evaluate"]["poses"])]:
-        match = _GROUP.fullmatch(name)
-        if match:
-            orders[path] = int(match[1])
-        else:
+        try:
+            orders[path] = parse_group(name).order
+        except UserError:
             yield path, f"unknown group {name!r}", "C1, C2, C4, C8, C12, ... (C<n>)"
     poses = orders.get("evaluate.poses")
     for path, name in named:
