@@ -227,3 +227,4 @@ def test_a_folder_without_methods_is_refused(tmp_path):
 def test_the_pareto_front_keeps_what_nothing_cheaper_beats():
     points = {"a": (1.0, 50.0), "b": (4.0, 80.0), "c": (4.0, 85.0), "d": (8.0, 84.0), "e": (2, 60)}
     assert pareto_front(points) == ["a", "e", "c"]
+    assert pareto_front(points, worth=15.0) == ["a", "c"]

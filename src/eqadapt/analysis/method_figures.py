@@ -34,16 +34,17 @@ _FAMILIES = {
     "posterior over poses": ("#d55e00", "*"),
 }
 _SPACES = {"probabilities": ("#0072b2", "-"), "logits": ("#d55e00", "--")}
-Front = set[str]
+_WORTH = 0.5  # points of accuracy: less is no reason to name a method of higher cost
 
 
 def accuracy_against_cost(results: MethodResults, cells: list[Cell]) -> Figure:
     """Accuracy over the group's poses against passes of the backbone an image, one point a method.
 
-    Vertical lines are 95% intervals (over seeds, else over images). Methods that no other beats at
-    the same cost or less are named and joined; methods of equal cost stand side by side.
+    Vertical lines are 95% intervals (over seeds, else over images). Methods without a gate that no
+    other beats at the same cost or less are named and joined; methods of equal cost stand side by
+    side.
     """
-    figure, axes = panels(len(cells), 6.2, 4.6, most=2)
+    figure, axes = panels(len(cells), 6.8, 4.8, most=2)
     for axis, cell in zip(axes, cells):
         rows = summary_rows(results.cells[cell], cell, results)
         _cost_panel(axis, rows)
@@ -58,17 +59,20 @@ def accuracy_against_cost(results: MethodResults, cells: list[Cell]) -> Figure:
         [handles[name] for name in order],
         order,
         loc="outside lower center",
-        ncols=min(4, len(order)),
+        ncols=3,
     )
     return figure
 
 
-def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Names of points (cost, value) that none beats at the same cost or less, cheapest first."""
+def pareto_front(points: Mapping[str, tuple[float, float]], worth: float = 0.0) -> list[str]:
+    """Names of points (cost, value) that none beats at the same cost or less, cheapest first.
+
+    A point of higher cost counts only if it is better by more than ``worth``.
+    """
     front: list[str] = []
     best = -math.inf
     for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
-        if points[name][1] > best:
+        if points[name][1] > best + (worth if front else 0.0):
             front.append(name)
             best = points[name][1]
     return front
@@ -95,35 +99,52 @@ def _cost_panel(axis: Axes, rows: list[dict]) -> None:
             label=kinds[row["method"]],
         )
     rivals = {
-        row["method"]: (row["passes"], row["average"]) for row in rows if row["method"] != "oracle"
+        row["method"]: (row["passes"], row["average"])
+        for row in rows
+        if row["method"] != "oracle" and kinds[row["method"]] != "search behind a gate"
     }
-    front = pareto_front(rivals)
-    axis.plot(
-        [places[name] for name in front],
+    front = pareto_front(rivals, _WORTH)
+    axis.step(
+        [rivals[name][0] for name in front],
         [rivals[name][1] for name in front],
+        where="post",
         color=QUIET,
         linewidth=1.0,
         zorder=0,
     )
-    for name in [*front, "oracle", "equitune", "equizero"]:
-        for row in rows:
-            if row["method"] != name:
-                continue
-            axis.annotate(
-                method_style(name).label,
-                (places[name], row["average"]),
-                xytext=(4, 5),
-                textcoords="offset points",
-                fontsize=8,
-                color=INK,
-            )
-    ticks = sorted({round(row["passes"]) for row in rows})
+    _name_points(axis, rows, places, [*front, "oracle", "equitune", "equizero", "ood_energy"])
+    ticks = sorted({int(row["passes"]) for row in rows if float(row["passes"]).is_integer()})
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
-    axis.set_xlim(0.85, max(ticks) * 1.5)
+    axis.set_xlim(0.8, max(ticks) * 2.6)
     axis.set_xlabel("passes of the backbone an image")
     axis.grid(color=GRID)
+
+
+def _name_points(
+    axis: Axes, rows: list[dict], places: Mapping[str, float], wanted: list[str]
+) -> None:
+    """Labels beside the points, the lower of two that would overlap moved down."""
+    low, high = axis.get_ylim()
+    gap = (high - low) / 22
+    above: list[tuple[float, float]] = []
+    for row in sorted(rows, key=lambda row: -row["average"]):
+        if row["method"] not in wanted:
+            continue
+        place, height = places[row["method"]], float(row["average"])
+        for other_place, other_height in above:
+            if 0.5 < place / other_place < 2.0:
+                height = min(height, other_height - gap)
+        above.append((place, height))
+        axis.annotate(
+            method_style(row["method"]).label,
+            (place, row["average"]),
+            xytext=(place * 1.06, height),
+            fontsize=7.5,
+            va="center",
+            color=INK,
+        )
 
 
 def _side_by_side(rows: list[dict]) -> dict[str, float]:
@@ -131,10 +152,10 @@ def _side_by_side(rows: list[dict]) -> dict[str, float]:
     places: dict[str, float] = {}
     by_cost: dict[float, list[str]] = {}
     for row in rows:
-        by_cost.setdefault(round(row["passes"], 2), []).append(row["method"])
+        by_cost.setdefault(float(row["passes"]), []).append(row["method"])
     for cost, names in by_cost.items():
-        shifts = np.linspace(-0.16, 0.16, len(names)) if len(names) > 1 else [0.0]
-        for name, shift in zip(names, shifts):
+        reach = 0.01 * (len(names) - 1)
+        for name, shift in zip(names, np.linspace(-reach, reach, len(names))):
             places[name] = cost * 2.0**shift
     return places
 

@@ -127,6 +127,8 @@ def _extra(evaluation: Evaluation, vanilla: Evaluation | None) -> dict[str, Any]
         found["help"] = float(np.mean(~plain & right))
     for key in ("logit_difference_exact", "logit_difference_rest", "gated", "trials"):
         found[key] = meta.get(key)
+    if evaluation.exact.all():  # a file of a finer group's poses knows of more
+        found["logit_difference_rest"] = None
     found["departures"] = " ".join(meta.get("departures", []))
     found["hyperparameters"] = json.dumps(meta.get("hyperparameters", {}), sort_keys=True)
     return found
