@@ -222,8 +222,8 @@ _LISTED = (
         "#ddaa33",
         "3",
         "dashdot",
-        "PRLC whose prior compares the network's features of the canonical form and of the "
-        "upright image.",
+        "A small network reads the frozen network's features and logits of every view, trained "
+        "with the identity prior to tell the upright one.",
     ),
     (
         "oracle",
