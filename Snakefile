@@ -3,6 +3,8 @@
 #   download -> verify -> prepare -> (pretrain) -> train -> predict -> metrics
 #       -> tables, figures, claims -> report -> notebooks
 #
+# and, for studies of test-time methods, orbits -> methods -> latency in place of predict.
+#
 #   snakemake                                     the default study, config/digits.yaml
 #   snakemake --configfile config/cifar10.yaml    another one
 #   snakemake --config 'train={epochs: 2}'        with a change
@@ -19,7 +21,17 @@ min_version("9.27")
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
-include: "workflow/rules/evaluate.smk"
+
+
+if PLAN:
+
+    include: "workflow/rules/test_time.smk"
+
+else:
+
+    include: "workflow/rules/evaluate.smk"
+
+
 include: "workflow/rules/analysis.smk"
 include: "workflow/rules/notebooks.smk"
 
@@ -35,6 +47,6 @@ rule all:
     default_target: True
     input:
         rules.analysis.input,
-        rules.notebooks.input,
+        [] if PLAN else rules.notebooks.input,
     message:
         "all of it: see {rules.report.output.report}"

@@ -9,18 +9,17 @@ import pytest
 import yaml
 
 from eqadapt import cli
-from eqadapt.analysis.method_figures import (
-    load_temperatures,
-    pareto_front,
-    write_method_figures,
-)
-from eqadapt.analysis.method_table import MethodResults, markdown, write_tables
+from eqadapt.analysis import outputs
+from eqadapt.analysis.figures.cost import pareto_front
+from eqadapt.analysis.figures.temperature import load_temperatures
 from eqadapt.analysis.predictions import load_predictions
 from eqadapt.errors import UserError
+from eqadapt.study import load_study
 from eqadapt.test_time import METHODS
 from eqadapt.test_time.settings import load_settings
 from eqadapt.test_time.tuning import grid_points
 
+PUBLISHED = Path(__file__).parents[1] / "config" / "published.yaml"
 SHIPPED = Path(__file__).parents[1] / "config" / "methods"
 
 STUDY = {
@@ -51,9 +50,10 @@ NAMES += ("ac_max", "prlc_rotated", "posterior", "posterior_top_2", "features_pr
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("methods")
-    (root / "tiny.yaml").write_text(yaml.safe_dump(STUDY))
     folder = root / "config"
     folder.mkdir()
+    study = {**STUDY, "test_time": {"folder": str(folder)}}
+    (root / "tiny.yaml").write_text(yaml.safe_dump(study))
     (folder / "settings.yaml").write_text(yaml.safe_dump(SETTINGS))
     for name in NAMES:
         content = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text())
@@ -69,6 +69,7 @@ def ran(tmp_path_factory) -> Path:
         assert cli.main(verb) == 0
     for verb in ("pretrain", "train", "orbits", "methods"):
         assert run(root, verb) == 0
+    (root / "results" / "study.yaml").write_text(load_study(root / "tiny.yaml").to_yaml())
     return root
 
 
@@ -78,7 +79,7 @@ def run(root: Path, verb: str, *more: str) -> int:
     if verb == "pretrain":
         arguments += ["--dataset", "digits", "--backbone", "resnet_small"]
     if verb in ("orbits", "methods"):
-        arguments += ["--methods", str(root / "config"), "--orbits", str(root / "orbits")]
+        arguments += ["--orbits", str(root / "orbits")]
     return cli.main([verb, *arguments, *more])
 
 
@@ -106,11 +107,16 @@ def test_every_method_leaves_predictions_of_the_agreed_form(ran):
     )
 
 
+def analyse(ran: Path, *verbs: str) -> Path:
+    for verb in verbs:
+        published = [] if verb in ("metrics", "figures") else ["--published", str(PUBLISHED)]
+        assert cli.main([verb, "--results", str(ran / "results"), *published]) == 0
+    return ran / "results"
+
+
 @pytest.mark.slow
-def test_the_table_has_the_columns_of_the_comparison(ran):
-    results = MethodResults(ran / "results")
-    written = write_tables(results)
-    frame = pd.read_csv(written[0])
+def test_the_metrics_have_the_columns_of_the_comparison(ran):
+    frame = pd.read_csv(analyse(ran, "metrics") / "metrics.csv")
     vanilla = frame[frame["method"] == "vanilla"]
     assert sorted(vanilla["group"]) == ["C4", "C8"]
     assert (vanilla["harm"] == 0).all()
@@ -119,26 +125,33 @@ def test_the_table_has_the_columns_of_the_comparison(ran):
     assert equitune["logit_difference_exact"].item() == 0.0
     assert np.isclose(equitune["acc"].item(), equitune["cn_avg"].item())
     assert frame[frame["method"] == "ac_max"]["departures"].eq("class_axis").all()
-    assert "posterior_top_2" in markdown(results)
 
 
 @pytest.mark.slow
 def test_latency_is_a_ratio_to_the_backbone_alone(ran):
     assert run(ran, "methods", "--latency", "--group", "C4") == 0
-    frame = pd.read_csv(ran / "results" / "latency.csv").set_index("method")
+    path = ran / "results" / "latency.csv"
+    frame = pd.read_csv(path).set_index("method")
     assert 0.5 < frame.loc["vanilla", "ratio"] < 2.0
     assert frame.loc["equitune", "ratio"] > frame.loc["vanilla", "ratio"]
-    (ran / "results" / "latency.csv").unlink()
+    found = pd.read_csv(analyse(ran, "metrics") / "metrics.csv")
+    equitune = found[(found["method"] == "equitune") & (found["group"] == "C4")]
+    assert equitune["latency_ratio"].item() == frame.loc["equitune", "ratio"]
+    path.unlink()
 
 
 @pytest.mark.slow
-def test_the_figures_are_drawn_and_the_curve_has_both_ends(ran):
-    results = MethodResults(ran / "results")
-    names = {path.name for path in write_method_figures(results)}
-    assert "accuracy_against_cost-digits-C8.svg" in names
-    assert "accuracy_against_temperature-digits.png" in names
-    frame = pd.read_csv(write_tables(results)[0])
-    for curve in load_temperatures(ran / "results"):
+def test_every_declared_output_is_written_and_the_curve_has_both_ends(ran):
+    folder = analyse(ran, "metrics", "tables", "figures", "claims", "report")
+    config = load_study(ran / "tiny.yaml").config
+    declared = [*outputs.table_files(config), *outputs.figure_files(config), outputs.REPORT]
+    assert all((folder / name).stat().st_size for name in declared)
+    assert not list((folder / "figures").glob("gallery*"))
+    assert "Posterior (top 2)" in (folder / "tables/methods-frozen-C8.md").read_text()
+    page = (folder / "report.html").read_text()
+    assert "Methods side by side" in page and "2 trials" in page
+    frame = pd.read_csv(folder / "metrics.csv")
+    for curve in load_temperatures(folder):
         part = frame[frame["group"] == curve.cell.group].set_index("method")
         logits = curve.frame[curve.frame["space"] == "logits"].set_index("temperature")["mean"]
         assert np.isclose(logits[np.inf], 100 * part.loc["equitune", "cn_avg"])

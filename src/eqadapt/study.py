@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from eqadapt.datasets.variants import Preparation
 from eqadapt.errors import UserError
 from eqadapt.files import json_dumps
 from eqadapt.methods import get_method
@@ -111,6 +112,12 @@ class Study:
         """``results/<study>``."""
         return Path("results") / self.name
 
+    @property
+    def shared_canonicalizers(self) -> str | None:
+        """The backbone whose canonicalizers serve all backbones at test time, if one does."""
+        found = (self.config["test_time"] or {}).get("canonicalizers_of")
+        return None if found is None else str(found)
+
     @cached_property
     def _runs(self) -> list[Run]:
         config = self.config
@@ -119,7 +126,7 @@ class Study:
             config["datasets"], config["backbones"], config["regimes"], config["methods"]
         ):
             entry = get_method(method)
-            if regime not in entry.regimes:
+            if regime not in entry.regimes or self.shared_canonicalizers not in (None, backbone):
                 continue
             groups = list(config["groups"]) if entry.uses_group else ["C1"]
             for group, seed in product(groups, config["seeds"]):
@@ -144,6 +151,10 @@ class Study:
             if run.stem == stem:
                 return run
         raise UserError(f"the study has no run {stem!r}", where=self.name)
+
+    def preparation(self, dataset: str) -> Preparation:
+        """What an entry's images come from and how they are prepared."""
+        return Preparation.of(dataset, self.config["datasets"][dataset])
 
     def recipe(self, run: Run) -> dict[str, Any]:
         """Everything that decides a run's result.
@@ -205,7 +216,8 @@ class Study:
         ones on other data than they come from, so those are taken as vanilla fine-tuned them.
         """
         backbone = self.config["backbones"][run.backbone]
-        if run.regime != "frozen" or knows_classes(run.dataset, backbone):
+        source = self.preparation(run.dataset).source
+        if run.regime != "frozen" or knows_classes(source, backbone):
             return None
         return replace(run, regime="joint", method="vanilla", group="C1")
 

@@ -53,6 +53,9 @@ def validated(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     given = _typed(dict(config))
     _raise(_schema_faults(given), where)
     filled = _filled(_with_read_options(_normal(given)), schema())
+    for name, dataset in filled["datasets"].items():
+        if dataset.get("source") == name:
+            del dataset["source"]  # as if it were not said
     for name, backbone in filled["backbones"].items():
         backbone.setdefault("model", name)
         if backbone["file"]:
@@ -265,13 +268,19 @@ def _datasets(config: Mapping[str, Any]) -> Iterator[Fault]:
     from eqadapt.datasets import registry
 
     known = registry.names()
+    folders: dict[str, str | None] = {}
     for name, options in config["datasets"].items():
-        if name not in known and not options["folder"]:
+        source, path = options.get("source", name), f"datasets.{name}"
+        if source not in known and not options["folder"]:
             yield (
-                f"datasets.{name}",
-                f"unknown data set{_hint(name, known)}",
+                f"{path}.source" if "source" in options else path,
+                f"unknown data set {source!r}{_hint(source, known)}",
                 f"{', '.join(known)}; or any name with `folder`",
             )
+        if name in known and source != name:
+            yield f"{path}.source", f"{name} is a data set itself", "another name for the entry"
+        if folders.setdefault(source, options["folder"]) != options["folder"]:
+            yield f"{path}.folder", f"another folder for {source} than before", "one for each source"
 
 
 @functools.cache
@@ -293,7 +302,7 @@ def _known_backbone(model: str) -> bool:
 
 
 def knows_classes(dataset: str, backbone: Mapping[str, Any]) -> bool:
-    """Whether a backbone classifies a data set with the weights its section names."""
+    """Whether a backbone classifies a source of data with the weights its section names."""
     weights = backbone["weights"]
     return weights in ("pretrain", "file") or (weights, dataset) == ("pretrained", "imagenet1k")
 
@@ -309,7 +318,11 @@ def _backbones(config: Mapping[str, Any]) -> Iterator[Fault]:
             yield f"{path}.weights", f"{model} has no pretrained weights", "scratch, pretrain, file"
         if weights == "file" and not (backbone["file"] and backbone["sha256"]):
             yield f"{path}.weights", "file needs a file and its sha256", "both keys beside it"
-        ignorant = [data for data in config["datasets"] if not knows_classes(data, backbone)]
+        ignorant = [
+            name
+            for name, options in config["datasets"].items()
+            if not knows_classes(options.get("source", name), backbone)
+        ]
         fine_tuned = "joint" in config["regimes"] and "vanilla" in config["methods"]
         if "frozen" in config["regimes"] and ignorant and not fine_tuned:
             yield (
@@ -347,6 +360,21 @@ def _scorers(config: Mapping[str, Any]) -> Iterator[Fault]:
             yield f"{path}.{key}", f"not an option of {section['name']}", ", ".join(sorted(options))
 
 
+def _test_time(config: Mapping[str, Any]) -> Iterator[Fault]:
+    section = config["test_time"]
+    if section is None:
+        return
+    if config["regimes"] != ["frozen"]:
+        yield "regimes", f"{config['regimes']}, but test_time adapts frozen backbones", "[frozen]"
+    shared = section.get("canonicalizers_of")
+    if shared is not None and shared not in config["backbones"]:
+        yield (
+            "test_time.canonicalizers_of",
+            f"{shared!r} is no backbone of the study",
+            ", ".join(config["backbones"]),
+        )
+
+
 _CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Fault]], ...] = (
     _seeds,
     _groups,
@@ -354,4 +382,5 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Fault]], ...] = (
     _datasets,
     _backbones,
     _scorers,
+    _test_time,
 )

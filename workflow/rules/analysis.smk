@@ -23,8 +23,9 @@ rule study_config:
 rule metrics:
     input:
         study=STUDY_YAML,
-        predictions=run_files(STUDY.runs(), PREDICTIONS),
-        records=run_files(STUDY.trained_runs(), RECORD),
+        predictions=run_files(PREDICTED, PREDICTIONS),
+        records=run_files(PREDICTED if PLAN else STUDY.trained_runs(), RECORD),
+        latency=rules.latency.output if PLAN else [],
     output:
         metrics=report(
             f"{RESULTS}/{outputs.METRICS}",
@@ -52,7 +53,7 @@ rule tables:
     input:
         study=STUDY_YAML,
         metrics=rules.metrics.output.metrics,
-        predictions=run_files(STUDY.runs(), PREDICTIONS),
+        predictions=run_files(PREDICTED, PREDICTIONS),
         published=PUBLISHED,
     output:
         tables=result_files(outputs.table_files(STUDY.config), ".csv"),
@@ -78,9 +79,10 @@ rule figures:
     input:
         study=STUDY_YAML,
         metrics=rules.metrics.output.metrics,
-        predictions=run_files(STUDY.runs(), PREDICTIONS),
-        galleries=run_files(STUDY.runs(), GALLERY),
-        histories=run_files(STUDY.trained_runs(), HISTORY),
+        predictions=run_files(PREDICTED, PREDICTIONS),
+        galleries=[] if PLAN else run_files(STUDY.runs(), GALLERY),
+        temperatures=temperatures(),
+        histories=[] if PLAN else run_files(STUDY.trained_runs(), HISTORY),
     output:
         figures=result_files(outputs.figure_files(STUDY.config), ".svg"),
     log:
@@ -104,7 +106,7 @@ rule claims:
     input:
         study=STUDY_YAML,
         metrics=rules.metrics.output.metrics,
-        predictions=run_files(STUDY.runs(), PREDICTIONS),
+        predictions=run_files(PREDICTED, PREDICTIONS),
         published=PUBLISHED,
     output:
         claims=f"{RESULTS}/{outputs.CLAIMS}",
@@ -126,21 +128,23 @@ rule claims:
         " > {log} 2>&1"
 
 
-rule headline:
-    input:
-        metrics=rules.metrics.output.metrics,
-    output:
-        cells=headline_files(),
-    log:
-        f"{LOGS}/headline.log",
-    conda:
-        ENVIRONMENT
-    params:
-        code=code_id("eqadapt.commands.headline"),
-    message:
-        "write the headline numbers"
-    shell:
-        'python -m eqadapt headline --results "$RESULTS" > {log} 2>&1'
+if headline_files():
+
+    rule headline:
+        input:
+            metrics=rules.metrics.output.metrics,
+        output:
+            cells=headline_files(),
+        log:
+            f"{LOGS}/headline.log",
+        conda:
+            ENVIRONMENT
+        params:
+            code=code_id("eqadapt.commands.headline"),
+        message:
+            "write the headline numbers"
+        shell:
+            'python -m eqadapt headline --results "$RESULTS" > {log} 2>&1'
 
 
 rule report:
@@ -179,7 +183,7 @@ rule report:
 rule analysis:
     input:
         rules.report.input,
-        rules.headline.output,
+        headline_files(),
         report=rules.report.output.report,
     message:
         "the analysis is done: see {input.report}"
@@ -187,5 +191,4 @@ rule analysis:
 
 localrules:
     study_config,
-    headline,
     analysis,

@@ -17,6 +17,7 @@ from eqadapt.errors import UserError
 from eqadapt.files import write_text
 from eqadapt.study import digest_of, load_study
 from eqadapt.study_rules import schema
+from eqadapt.test_time.plan import load_plan
 
 # A study given by --configfile stands alone; changes by --config alone are to the default study.
 if not set(schema()["required"]) <= set(config):
@@ -28,6 +29,10 @@ try:
     STUDY = load_study(config)
 except UserError as error:
     raise WorkflowError(str(error)) from None
+
+# Studies of test-time methods predict by those, and train canonicalizers for them.
+PLAN = load_plan(STUDY) if STUDY.config["test_time"] else None
+PREDICTED = PLAN.all_runs() if PLAN else STUDY.runs()
 
 JOBS = STUDY.config["jobs"]
 RESULTS = STUDY.results_dir.as_posix()
@@ -45,6 +50,7 @@ RECORD = f"{RESULTS}/runs/{RUN}/run.json"
 PREDICTIONS = f"{RESULTS}/predictions/{RUN}.parquet"
 GALLERY = f"{RESULTS}/galleries/{RUN}.safetensors"
 PRETRAINED = f"{RESULTS}/pretrained/{{dataset}}-{{backbone}}.safetensors"
+ORBITS = f"data/orbits/{STUDY.name}/{{dataset}}-{{backbone}}-{{group}}-{{split}}.safetensors"
 STUDY_YAML = f"{RESULTS}/study.yaml"
 
 
@@ -160,13 +166,38 @@ def pretrain_recipe(wildcards):
     return STUDY.pretrain_hash(wildcards.dataset, wildcards.backbone)
 
 
+def canonicalizers(cell):
+    """The trained runs whose canonicalizers a cell of test-time methods uses."""
+    seeds = STUDY.config["seeds"]
+    return [
+        PLAN.canonicalizer_run(cell, m, seed) for m in STUDY.config["methods"] for seed in seeds
+    ]
+
+
+def own_records(cell):
+    """The runs of a cell of test-time methods that no training has left a record of."""
+    trained = set(STUDY.trained_runs())
+    return [run for run in PLAN.runs(cell) if run not in trained]
+
+
+def temperatures():
+    """The curves that join equizero to equitune, of test-time studies."""
+    stems = [cell.run("boltzmann").stem for cell in PLAN.cells()] if PLAN else []
+    return [f"{RESULTS}/temperatures/{stem}.parquet" for stem in stems]
+
+
 def study_digest(*keys):
     """Digest of parts of the study."""
     return STUDY.digest(*keys)
 
 
 def headline_files():
-    """One file for each method in each cell; runs without a group are evaluated at every group."""
+    """One file for each method in each cell; runs without a group are evaluated at every group.
+
+    None of test-time methods, of which there are dozens.
+    """
+    if PLAN:
+        return []
     cells = {
         (run.dataset, run.backbone, run.regime, run.method, group): None
         for run in STUDY.runs()

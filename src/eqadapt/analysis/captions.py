@@ -9,6 +9,8 @@ TITLES: dict[str, str] = {
     "chosen_poses": "Which poses are chosen",
     "training_curves": "Training",
     "gallery": "Inputs and their canonical forms",
+    "accuracy_against_cost": "Accuracy against inference cost",
+    "accuracy_against_temperature": "From equizero to equitune",
 }
 
 CAPTIONS: dict[str, str] = {
@@ -26,6 +28,13 @@ CAPTIONS: dict[str, str] = {
     "training_curves": "Loss of the task, prior loss, and on the validation images accuracy "
     "upright and over {group} (methods with a group) and the share of upright images left upright. "
     "Mean and range over seeds.",
+    "accuracy_against_cost": "Accuracy over the {group} poses against passes of the network for "
+    "one prediction, one point a method, with 95% intervals (over seeds, else over images; mostly "
+    "smaller than the points). Methods of equal cost stand side by side. Named and joined: those "
+    "that no other beats at the same cost or less, searches behind a gate aside.",
+    "accuracy_against_temperature": "Views averaged with weights exp(-energy / temperature): the "
+    "view of lowest energy on the left, the plain mean on the right, and the two spaces in which "
+    "outputs can be averaged. Bands: 95% intervals over images.",
     "gallery": "Test images turned by the angle on top, and below them the canonical forms that "
     "the network is given, first seed. Frames: green, right prediction; red with a cross, wrong.",
 }
@@ -37,5 +46,10 @@ SOURCES: dict[str, tuple[str, str]] = {
     "upright_vs_cn_avg": ("predictions/*.parquet", "eqadapt.analysis.figures.scatter"),
     "chosen_poses": ("predictions/*.parquet", "eqadapt.analysis.figures.poses"),
     "training_curves": ("runs/*/history.csv", "eqadapt.analysis.figures.curves"),
+    "accuracy_against_cost": ("predictions/*.parquet", "eqadapt.analysis.figures.cost"),
+    "accuracy_against_temperature": (
+        "temperatures/*.parquet",
+        "eqadapt.analysis.figures.temperature",
+    ),
     "gallery": ("galleries/*.safetensors", "eqadapt.analysis.figures.gallery"),
 }

@@ -201,6 +201,14 @@ _LISTED = (
         "The scorer's pose probabilities times the evidence of the network's own outputs.",
     ),
     (
+        "posterior_features",
+        "Posterior (features)",
+        "#dd7799",
+        "H",
+        "solid",
+        "The scorer's pose probabilities times those of the feature prior.",
+    ),
+    (
         "distil_prior",
         "Distilled prior",
         "#6699cc",
@@ -235,10 +243,18 @@ _LISTED = (
         "alone costs.",
     ),
 )
-_FAMILIES = {
-    "its_": ("ITS", "Inverse test-time search: the turned copy with the best score is kept"),
-    "ood_": ("OOD", "The turned copy that looks least out of distribution is kept"),
+# Names that follow from others: a family in front, a variant behind.
+_FAMILIES = {"its_": "ITS", "ood_": "OOD"}
+_VARIANTS = {
+    "_gated": "gated",
+    "_log_probabilities": "log-probabilities",
+    "_probabilities": "probabilities",
+    "_mean": "mean",
+    "_top_2": "top 2",
+    "_top_3": "top 3",
 }
+_SPELT = {"knn": "kNN", "pcknn": "per-class kNN", "vim": "ViM", "mahalanobis": "Mahalanobis"}
+_SPELT |= {"prlc": "PRLC", "lc": "LC", "focal": "FoCal", "optc": "OptC", "top": "Top"}
 _MARKERS = "osD^v<>PXhpd*8H"
 
 METHODS: dict[str, MethodStyle] = {
@@ -285,23 +301,30 @@ def method_order(name: str) -> tuple[int, int, str]:
 
 
 def _made_label(name: str) -> str:
-    for prefix, (label, _) in _FAMILIES.items():
+    for suffix, words in _VARIANTS.items():
+        if name.endswith(suffix) and name != suffix:
+            base = method_style(name.removesuffix(suffix)).label
+            return f"{base[:-1]}, {words})" if base.endswith(")") else f"{base} ({words})"
+    for prefix, label in _FAMILIES.items():
         if name.startswith(prefix):
-            return f"{label} {name.removeprefix(prefix).replace('_', ' ')}"
-    words = name.replace("_", " ")
-    return words[:1].upper() + words[1:]
+            return f"{label} {_words(name.removeprefix(prefix))}"
+    words = _words(name)
+    return words[:1].upper() + words[1:] if words[:1] == name[:1] else words
+
+
+def _words(name: str) -> str:
+    return " ".join(_SPELT.get(word, word) for word in name.split("_"))
 
 
 def _made_sentence(name: str) -> str:
     from eqadapt.methods import get_method
+    from eqadapt.test_time import get_method as get_test_time_method
 
-    try:
-        return get_method(name).summary
-    except UserError:
-        pass
-    for prefix, (_, sentence) in _FAMILIES.items():
-        if name.startswith(prefix):
-            return f"{sentence} ({name.removeprefix(prefix).replace('_', ' ')})."
+    for find in (get_method, get_test_time_method):
+        try:
+            return str(find(name).summary)
+        except UserError:
+            pass
     return f"The method registered as {name}."
 
 
@@ -326,8 +349,20 @@ _BACKBONES = {"vit_b_16": "ViT-B/16", "vit_b_32": "ViT-B/32"}
 
 
 def dataset_label(name: str) -> str:
-    """``"cifar10"`` to ``"CIFAR-10"``; an unknown name stays as it is."""
-    return _DATASETS.get(name, name)
+    """``"cifar10"`` to ``"CIFAR-10"``, ``"cifar10_n0500"`` to ``"CIFAR-10, n = 500"``.
+
+    Of entries that name a part of a data set after it, the rest is put behind; any other unknown
+    name stays as it is.
+    """
+    if name in _DATASETS:
+        return _DATASETS[name]
+    for known in sorted(_DATASETS, key=len, reverse=True):
+        if name.startswith(f"{known}_"):
+            rest = name.removeprefix(f"{known}_")
+            count = re.fullmatch(r"n0*(\d+)", rest)
+            said = f"n = {int(count[1]):,}" if count else rest.replace("_", " ")
+            return f"{_DATASETS[known]}, {said}"
+    return name
 
 
 def backbone_key(name: str) -> str:

@@ -1,32 +1,26 @@
-"""Test-time methods side by side: the columns of ``metrics.csv`` and what such methods add to them.
-
-Read from a study's prediction files, so that trained and test-time methods share one table.
-"""
+"""Test-time methods side by side: what they add to ``metrics.csv``, and their table."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from eqadapt.analysis import formatting as f
 from eqadapt.analysis.comparisons import estimate
-from eqadapt.analysis.evaluations import Cell, Evaluation, evaluate_all
-from eqadapt.analysis.labels import method_order, method_style
-from eqadapt.analysis.metrics import COLUMNS, metrics_row, sort_rows, write_csv
-from eqadapt.analysis.predictions import iterate_predictions
-from eqadapt.analysis.results import same_images
-from eqadapt.errors import UserError
-from eqadapt.files import write_text
+from eqadapt.analysis.evaluations import Cell, Evaluation
+from eqadapt.analysis.formatting import Column, Grid, Text
+from eqadapt.analysis.labels import cell_label, method_style
+from eqadapt.analysis.metrics import COLUMNS, metrics_row, sort_rows
+from eqadapt.analysis.results import Results, same_images
+from eqadapt.analysis.statistics import Estimate
 
 EXTRA = (
-    "upright_realign",
     "harm",
     "help",
     "logit_difference_exact",
@@ -37,89 +31,31 @@ EXTRA = (
     "trials",
     "latency_ratio",
 )
-Seeds = dict[int, Evaluation]
 
 
-@dataclass(frozen=True)
-class MethodResults:
-    """The prediction files of a results folder, by cell and method.
-
-    Attributes:
-        folder: ``results/<study>``.
-    """
-
-    folder: Path
-
-    @cached_property
-    def evaluations(self) -> list[Evaluation]:
-        """Every run at its group; runs without one at every group of the others."""
-        found = list(iterate_predictions(self.folder / "predictions"))
-        groups = sorted(
-            {str(p.meta["group"]) for p in found} - {"C1"}, key=lambda name: int(name[1:])
-        )
-        if not groups:
-            raise UserError(
-                "no run with a group among the prediction files",
-                where=str(self.folder / "predictions"),
-                fix="run `eqadapt methods` first",
-            )
-        return list(evaluate_all(found, groups))
-
-    @cached_property
-    def cells(self) -> dict[Cell, dict[str, Seeds]]:
-        """Evaluations by cell, method (in display order) and seed."""
-        found: dict[Cell, dict[str, Seeds]] = {}
-        for e in sorted(self.evaluations, key=lambda e: method_order(e.method)):
-            found.setdefault(e.cell, {}).setdefault(e.method, {})[e.seed] = e
-        return dict(sorted(found.items(), key=lambda item: (*item[0][:3], int(item[0].group[1:]))))
-
-    @cached_property
-    def latencies(self) -> dict[tuple[str, str, str, str], float]:
-        """Measured time an image over vanilla's, by data set, backbone, group and method."""
-        path = self.folder / "latency.csv"
-        if not path.is_file():
-            return {}
-        frame = pd.read_csv(path)
-        keys = zip(frame["dataset"], frame["backbone"], frame["group"], frame["method"])
-        return {key: float(value) for key, value in zip(keys, frame["ratio"])}
-
-    @cached_property
-    def frame(self) -> pd.DataFrame:
-        """``method_frame`` of these results."""
-        return method_frame(self)
-
-    def record(self, evaluation: Evaluation) -> dict[str, Any]:
-        """``run.json`` of a run, or nothing."""
-        path = self.folder / "runs" / evaluation.predictions.stem / "run.json"
-        if not path.is_file():
-            return {}
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def method_frame(results: MethodResults) -> pd.DataFrame:
-    """One row a run and group: the columns of ``metrics.csv``, then ``EXTRA``.
+def method_frame(results: Results) -> pd.DataFrame:
+    """One row a run and group: the columns of every study's ``metrics.csv``, then ``EXTRA``.
 
     ``harm`` is the share of upright images that vanilla gets right and the method wrong, ``help``
-    the reverse; ``upright_realign`` is the accuracy on images that were upright and were aligned
-    all the same. ``departures`` names where the equation with one weight a view does not hold.
+    the reverse. ``departures`` names where the equation with one weight a view does not hold.
     """
     rows = []
-    for cell, methods in results.cells.items():
+    for cell in results.cells():
+        methods = results.at(cell)
         vanilla = next(iter(methods.get("vanilla", {}).values()), None)
         for method, runs in methods.items():
             for evaluation in runs.values():
-                row = metrics_row(evaluation, results.record(evaluation))
-                row |= _extra(evaluation, vanilla)
-                row["latency_ratio"] = results.latencies.get(
-                    (cell.dataset, cell.backbone, cell.group, method), math.nan
-                )
+                record = results.records.get(evaluation.predictions.stem, {})
+                row = metrics_row(evaluation, record) | _extra(evaluation, vanilla)
+                key = (cell.dataset, cell.backbone, cell.group, method)
+                row["latency_ratio"] = results.latencies.get(key, math.nan)
                 rows.append(row)
     return sort_rows(pd.DataFrame(rows, columns=[*COLUMNS, *EXTRA]))
 
 
 def _extra(evaluation: Evaluation, vanilla: Evaluation | None) -> dict[str, Any]:
     meta, right = evaluation.predictions.meta, evaluation.correct[:, 0]
-    found: dict[str, Any] = {"upright_realign": float(right.mean())}
+    found: dict[str, Any] = {}
     if vanilla is not None:
         same_images([vanilla, evaluation])
         plain = vanilla.correct[:, 0]
@@ -134,117 +70,129 @@ def _extra(evaluation: Evaluation, vanilla: Evaluation | None) -> dict[str, Any]
     return found
 
 
-def summary_rows(methods: Mapping[str, Seeds], cell: Cell, results: MethodResults) -> list[dict]:
-    """One row a method of a cell: means over seeds in percent, with 95% intervals."""
-    frame = results.frame
+@dataclass(frozen=True)
+class MethodRow:
+    """One method of a cell: accuracies in percent with their intervals, means of the rest.
+
+    Attributes:
+        method: Its name.
+        upright: Accuracy on upright images.
+        average: Accuracy over the group's poses.
+        means: Means over seeds of the numeric columns of ``metrics.csv``.
+        departures: Where the equation does not hold.
+        seeds: Number of runs.
+    """
+
+    method: str
+    upright: Estimate
+    average: Estimate
+    means: Mapping[str, float]
+    departures: str
+    seeds: int
+
+
+def method_rows(results: Results, cell: Cell) -> list[MethodRow]:
+    """The methods of a cell, the best average first."""
+    metrics = results.metrics
+    keys = ["dataset", "backbone", "regime", "group"]
+    here = metrics[(metrics[keys] == list(cell)).all(axis=1)]
     rows = []
-    for method, runs in methods.items():
-        found = {metric: estimate(runs, metric).scaled(100) for metric in ("acc", "cn_avg")}
-        part = frame[
-            (frame["dataset"] == cell.dataset)
-            & (frame["backbone"] == cell.backbone)
-            & (frame["regime"] == cell.regime)
-            & (frame["group"] == cell.group)
-            & (frame["method"] == method)
-        ]
-        mean = part.select_dtypes("number").mean()
+    for method, runs in results.at(cell).items():
+        part = here[here["method"] == method]
+        departures = part["departures"].iloc[0]
         rows.append(
-            {
-                "method": method,
-                "upright": found["acc"].mean,
-                "average": found["cn_avg"].mean,
-                "low": found["cn_avg"].low,
-                "high": found["cn_avg"].high,
-                "worst": 100 * mean["worst_pose_acc"],
-                "harm": 100 * mean["harm"],
-                "pose_exact": 100 * mean["pose_acc_exact"],
-                "pose_rest": 100 * mean["pose_acc_rest"],
-                "agreement": 100 * mean["orbit_agreement"],
-                "difference_exact": mean["logit_difference_exact"],
-                "difference_rest": mean["logit_difference_rest"],
-                "passes": mean["backbone_passes"],
-                "parameters": mean["params_added"],
-                "seconds": mean["train_seconds"],
-                "latency": mean["latency_ratio"],
-                "departures": str(part["departures"].iloc[0]),
-                "seeds": len(runs),
-            }
+            MethodRow(
+                method,
+                estimate(runs, "acc").scaled(100),
+                estimate(runs, "cn_avg").scaled(100),
+                {str(k): float(v) for k, v in part.select_dtypes("number").mean().items()},
+                departures if isinstance(departures, str) else "",
+                len(runs),
+            )
         )
-    return sorted(rows, key=lambda row: -row["average"])
+    return sorted(rows, key=lambda row: -row.average.mean)
 
 
-_HEADINGS = (
-    ("method", "method"),
-    ("upright", "upright"),
-    ("average", "average over poses"),
-    ("interval", "95% interval"),
-    ("worst", "worst pose"),
-    ("harm", "harm"),
-    ("pose_exact", "pose, multiples of 90"),
-    ("pose_rest", "pose, rest"),
-    ("agreement", "one prediction"),
-    ("difference_exact", "logit difference, 90s"),
-    ("difference_rest", "rest"),
-    ("passes", "passes"),
-    ("parameters", "parameters"),
-    ("seconds", "training, s"),
-    ("latency", "latency ratio"),
-    ("departures", "departs in"),
+def _ratio(value: float) -> str:
+    return f.points(value, 2)
+
+
+def _difference(value: float) -> str:
+    return f.points(value, 3)
+
+
+# column of metrics.csv, heading, how a mean over seeds is written
+_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("worst_pose_acc", "Worst pose", f.share),
+    ("harm", "Harm", f.share),
+    ("pose_acc_exact", "Pose acc. 90°", f.share),
+    ("pose_acc_rest", "Pose acc. rest", f.share),
+    ("orbit_agreement", "One prediction", f.share),
+    ("logit_difference_exact", "Logit diff. 90°", _difference),
+    ("logit_difference_rest", "Logit diff. rest", _difference),
+    ("backbone_passes", "Passes", _ratio),
+    ("params_added", "Added parameters", f.count),
+    ("latency_ratio", "Time", _ratio),
+    ("train_seconds", "Training", f.duration),
 )
 
 
-def _shown(key: str, row: Mapping[str, Any]) -> str:
-    if key == "method":
-        return method_style(row["method"]).label + f" (`{row['method']}`)"
-    if key == "interval":
-        return "" if math.isnan(row["low"]) else f"{row['low']:.2f} to {row['high']:.2f}"
-    value = row[key]
-    if isinstance(value, str):
-        return value.replace("_", " ")
-    if value is None or math.isnan(value):
-        return ""
-    if key in ("parameters", "seconds"):
-        return f"{value:,.0f}"
-    return f"{value:.3f}" if key.startswith("difference") else f"{value:.2f}"
+def method_table(results: Results, regime: str, group: str) -> tuple[pd.DataFrame, list[Grid]]:
+    """Tidy rows of all cells, and one grid a cell."""
+    rows, grids = [], []
+    for cell in results.cells(regime, group):
+        found = method_rows(results, cell)
+        rows += [_tidy(cell, row) for row in found]
+        grids.append(_grid(cell, found))
+    return pd.DataFrame(rows), grids
 
 
-def markdown(results: MethodResults) -> str:
-    """A table a cell, the best average first."""
-    parts = ["# Test-time and learned adaptation of frozen backbones", ""]
-    for cell, methods in results.cells.items():
-        parts += [f"## {cell.dataset}, {cell.backbone}, {cell.group}", ""]
-        parts.append("| " + " | ".join(heading for _, heading in _HEADINGS) + " |")
-        parts.append("| --- " + "| ---: " * (len(_HEADINGS) - 2) + "| --- |")
-        for row in summary_rows(methods, cell, results):
-            parts.append("| " + " | ".join(_shown(key, row) for key, _ in _HEADINGS) + " |")
-        parts.append("")
-    return "\n".join(parts)
+def _tidy(cell: Cell, row: MethodRow) -> dict[str, Any]:
+    return {
+        **cell._asdict(),
+        "method": row.method,
+        "n_seeds": row.seeds,
+        "acc_percent": row.upright.mean,
+        "acc_low": row.upright.low,
+        "acc_high": row.upright.high,
+        "cn_avg_percent": row.average.mean,
+        "cn_avg_low": row.average.low,
+        "cn_avg_high": row.average.high,
+        "interval": row.average.kind,
+        **{key: row.means.get(key, math.nan) for key, _, _ in _COLUMNS},
+        "departures": row.departures,
+    }
 
 
-def write_tables(results: MethodResults) -> list[Path]:
-    """Write ``methods.csv`` and ``tables/methods.md``."""
-    csv, text = results.folder / "methods.csv", results.folder / "tables" / "methods.md"
-    write_csv(results.frame, csv)
-    write_text(text, markdown(results))
-    return [csv, text]
+def _grid(cell: Cell, rows: Sequence[MethodRow]) -> Grid:
+    columns = [Column("Method", left=True), Column("Acc"), Column(f"{cell.group}-Avg")]
+    columns += [Column(heading) for _, heading, _ in _COLUMNS]
+    columns += [Column("Departs in", left=True)]
+    rivals = [row for row in rows if not method_style(row.method).reference]
+    best = max((row.average.mean for row in rivals), default=math.nan)
+    lines = []
+    for row in rows:
+        line = [Text(method_style(row.method).label), Text(_with_interval(row.upright))]
+        top = not method_style(row.method).reference and row.average.mean == best
+        line.append(Text(_with_interval(row.average), bold=top))
+        for key, _, write in _COLUMNS:
+            text = write(row.means.get(key, math.nan))
+            line.append(Text(text, quiet=text == f.DASH))
+        line.append(Text(row.departures.replace("_", " ") or f.DASH, quiet=not row.departures))
+        lines.append(line)
+    caption = (
+        f"{cell_label(cell.dataset, cell.backbone)}, {cell.regime}. Percent; mean ± 95% interval "
+        "over seeds where something is trained, else a 95% interval over test images in square "
+        "brackets. Harm: upright images that the plain network gets right and the method wrong. "
+        "Pose accuracy: the chosen pose is the applied one. One prediction: images with the same "
+        f"class in all {cell.group} poses. Logit difference: |f(gx) − f(x)| / |f(x)| of "
+        "log-probabilities. 90°: multiples of 90°; rest: the group's other poses. Passes of the "
+        "network for one prediction, counted. Time: of a batch, over the plain network's. Departs "
+        "in: where one weight a view, moving with the input, does not describe the method. Bold: "
+        "best average, the oracle aside."
+    )
+    return Grid(columns, lines, caption)
 
 
-def families(names: Sequence[str]) -> dict[str, str]:
-    """The kind of each method, for colours."""
-    return {name: _family(name) for name in names}
-
-
-def _family(name: str) -> str:
-    if name in ("vanilla", "oracle"):
-        return "reference"
-    if name.endswith("_gated"):
-        return "search behind a gate"
-    if name.startswith("posterior"):
-        return "posterior over poses"
-    if name.startswith("features_prior"):
-        return "learned energy"
-    if name.startswith(("equitune", "boltzmann", "ac_max")):
-        return "average or maximum"
-    if name.startswith(("lc", "prlc", "optc", "top_", "distil")):
-        return "learned canonicalizer"
-    return "search"
+def _with_interval(value: Estimate) -> str:
+    return f.with_interval(value.mean, value.low, value.high, value.kind)

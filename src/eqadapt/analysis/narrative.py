@@ -84,6 +84,14 @@ def method_sentences(results: Results) -> list[str]:
         "serves what a run decides. Turns by multiples of 90° move pixels exactly; all other "
         "turns use one resampling, the same in training and evaluation.",
     ]
+    if results.test_time:
+        trials = pd.to_numeric(metrics["trials"], errors="coerce").max()
+        return [
+            *sentences,
+            "Hyper-parameters were chosen on the validation split, with at most "
+            f"{trials:.0f} trials for each method. Everything is computed from one cache of what "
+            "the frozen network says of every view of every image.",
+        ]
     cost = _cost_sentence(results)
     return [*sentences, cost] if cost else sentences
 

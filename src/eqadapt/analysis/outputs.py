@@ -12,6 +12,7 @@ from typing import Any
 
 METRICS = "metrics.csv"
 CLAIMS = "claims.json"
+LATENCY = "latency.csv"
 REPORT = "report.html"
 ANGLES_TABLE = "tables/accuracy_by_angle.csv"
 
@@ -24,6 +25,9 @@ FIGURES = (
     "chosen_poses",
     "training_curves",
 )
+# Studies of test-time methods have dozens of them: one table, and the figures that hold so many.
+TEST_TIME_TABLES = ("methods",)
+TEST_TIME_FIGURES = ("accuracy_against_cost", "accuracy_against_temperature")
 GALLERY = "gallery"
 FIGURE_FORMATS = ("svg", "png")
 
@@ -48,6 +52,21 @@ def groups(config: Mapping[str, Any]) -> list[str]:
     return [group for group in names(config, "groups") if group != "C1"]
 
 
+def test_time(config: Mapping[str, Any]) -> bool:
+    """Whether the study is one of test-time methods."""
+    return bool(config.get("test_time"))
+
+
+def tables(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The study's kinds of tables."""
+    return TEST_TIME_TABLES if test_time(config) else TABLES
+
+
+def figures(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The study's kinds of figures, galleries aside."""
+    return TEST_TIME_FIGURES if test_time(config) else FIGURES
+
+
 def table_stem(table: str, regime: str, group: str) -> str:
     """``tables/main-joint-C8``."""
     return f"tables/{table}-{regime}-{group}"
@@ -65,21 +84,22 @@ def gallery_stem(dataset: str, backbone: str, regime: str, group: str) -> str:
 
 def table_files(config: Mapping[str, Any]) -> list[str]:
     """Every table of the study, in every format."""
-    stems = (table_stem(*parts) for parts in product(TABLES, regimes(config), groups(config)))
-    return [f"{stem}.{form}" for stem in stems for form in TABLE_FORMATS] + [ANGLES_TABLE]
+    kinds = product(tables(config), regimes(config), groups(config))
+    files = [f"{table_stem(*parts)}.{form}" for parts in kinds for form in TABLE_FORMATS]
+    return files if test_time(config) else [*files, ANGLES_TABLE]
 
 
 def figure_files(config: Mapping[str, Any]) -> list[str]:
     """Every figure of the study, as SVG and as PNG."""
     cells = list(product(names(config, "datasets"), regimes(config), groups(config)))
-    stems = [figure_stem(figure, *cell) for figure in FIGURES for cell in cells]
-    stems += [
-        gallery_stem(dataset, backbone, regime, group)
-        for dataset, backbone, regime, group in product(
-            names(config, "datasets"),
-            names(config, "backbones"),
-            regimes(config),
-            groups(config),
-        )
-    ]
+    stems = [figure_stem(figure, *cell) for figure in figures(config) for cell in cells]
+    stems += [gallery_stem(*cell) for cell in gallery_cells(config)]
     return [f"{stem}.{form}" for stem in stems for form in FIGURE_FORMATS]
+
+
+def gallery_cells(config: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Data set, backbone, regime and group of every gallery; test-time studies have none."""
+    if test_time(config):
+        return []
+    named = (names(config, "datasets"), names(config, "backbones"))
+    return list(product(*named, regimes(config), groups(config)))

@@ -35,6 +35,7 @@ TABLE_TITLES = {
     "main": "Accuracy",
     "diagnostics": "Diagnostics: what the averages hide",
     "paired_tests": "Paired tests",
+    "methods": "Methods side by side",
 }
 
 
@@ -100,7 +101,7 @@ def page(results: Results, published: Published, command: str) -> dict[str, Any]
             for group in reversed(layout["groups"])
             if (g := _shown(TABLES[name](results, published, regime, group).grids))
         ]
-        for name in outputs.TABLES
+        for name in outputs.tables(results.config)
     }
     tested = {c["source"] for c in claims["claims"] if c["verdict"] != "not run"}
     methods = sorted({e.method for e in results.evaluations}, key=method_order)
@@ -246,11 +247,11 @@ def figure_sections(results: Results) -> list[dict[str, Any]]:
                     continue
                 stems = [
                     (name, "", outputs.figure_stem(name, dataset, regime, group))
-                    for name in outputs.FIGURES
+                    for name in outputs.figures(results.config)
                 ]
                 stems += [
                     (outputs.GALLERY, b, outputs.gallery_stem(dataset, b, regime, group))
-                    for b in layout["backbones"]
+                    for b in ([] if results.test_time else layout["backbones"])
                 ]
                 pictures = [
                     _picture(results, name, backbone, stem, group, commit)

@@ -64,6 +64,21 @@ class Results:
         """Whether the study calls itself a reduced form of a larger one."""
         return bool(self.config.get("reduced", False))
 
+    @property
+    def test_time(self) -> bool:
+        """Whether it is a study of test-time methods."""
+        return outputs.test_time(self.config)
+
+    @cached_property
+    def latencies(self) -> dict[tuple[str, str, str, str], float]:
+        """Measured time an image over vanilla's, by data set, backbone, group and method."""
+        path = self.folder / outputs.LATENCY
+        if not path.is_file():
+            return {}
+        frame = _read_csv(path)
+        keys = zip(frame["dataset"], frame["backbone"], frame["group"], frame["method"])
+        return {key: float(value) for key, value in zip(keys, frame["ratio"])}
+
     @cached_property
     def groups(self) -> list[str]:
         """The groups evaluated."""
@@ -90,6 +105,8 @@ class Results:
         for axis, key in _AXES.items():
             seen = dict.fromkeys(str(p.meta[axis]) for p in self.predictions)
             listed[key] = listed[key] or list(seen)
+        if self.test_time:
+            listed["methods"] = list(dict.fromkeys(str(p.meta["method"]) for p in self.predictions))
         listed["methods"] = sorted(listed["methods"], key=method_order)
         return {**listed, "groups": self.groups}
 
@@ -117,6 +134,8 @@ class Results:
     def _belongs(self, meta: Mapping[str, Any]) -> bool:
         for axis, key in {**_AXES, "seed": "seeds"}.items():
             named = outputs.names(self.config, key)
+            if axis == "method" and self.test_time:
+                continue  # the study's own methods are the canonicalizers
             if named and str(meta[axis]) not in named:
                 return False
         named = outputs.names(self.config, "groups")

@@ -21,6 +21,7 @@ from eqadapt.analysis.comparisons import paired_frame, summary_frame
 from eqadapt.analysis.evaluations import Cell
 from eqadapt.analysis.formatting import ABSENT, Column, Grid, Text
 from eqadapt.analysis.labels import backbone_key, cell_label, method_order, method_style
+from eqadapt.analysis.method_table import method_table
 from eqadapt.analysis.metrics import accuracy_by_pose, write_csv
 from eqadapt.analysis.published import METRICS, Published
 from eqadapt.analysis.results import Results
@@ -284,23 +285,31 @@ def paired_table(results: Results, published: Published, regime: str, group: str
     return Table(frame, [Grid(columns, rows, caption, rules)] if rows else [])
 
 
+def methods_table(results: Results, published: Published, regime: str, group: str) -> Table:
+    """Test-time methods: accuracy, harm, pose accuracy, invariance and cost, best first."""
+    return Table(*method_table(results, regime, group))
+
+
 Maker = Callable[[Results, Published, str, str], Table]
 TABLES: dict[str, Maker] = {
     "main": main_table,
     "diagnostics": diagnostics_table,
     "paired_tests": paired_table,
+    "methods": methods_table,
 }
 
 
 def write_tables(results: Results, published: Published) -> list[Path]:
     """Write every table that ``outputs.table_files`` names; a table without runs says so."""
     written = []
-    for name in outputs.TABLES:
+    for name in outputs.tables(results.config):
         for regime in results.layout["regimes"]:
             for group in results.groups:
                 table = TABLES[name](results, published, regime, group)
                 stem = outputs.table_stem(name, regime, group)
                 written += _write(results.folder / stem, stem, table)
+    if results.test_time:
+        return written
     angles = results.folder / outputs.ANGLES_TABLE
     write_csv(accuracy_by_pose(results.evaluations), angles)
     return [*written, angles]

@@ -13,23 +13,19 @@ if TYPE_CHECKING:
 
 
 def add_test_time_arguments(parser: argparse.ArgumentParser) -> None:
-    """The study, its test-time settings and its caches."""
+    """The study and its caches."""
     add_study_arguments(parser)
     parser.add_argument("--group", help="only this group, e.g. C8")
-    parser.add_argument(
-        "--methods", type=Path, help="folder of the test-time settings [config/<study>]"
-    )
     parser.add_argument("--orbits", type=Path, help="folder of the caches [data/orbits/<study>]")
 
 
 def make_test_time_runner(args: argparse.Namespace) -> TestTimeRunner:
     """The runner that the flags name; settings are checked before anything heavy is imported."""
     from eqadapt.study import load_study
-    from eqadapt.test_time.settings import load_settings
+    from eqadapt.test_time.plan import load_plan
 
-    name = load_study(args.study, args.set).name
-    settings = load_settings(args.methods or Path("config") / name)
+    plan = load_plan(load_study(args.study, args.set))
     from eqadapt.test_time.study import TestTimeRunner
 
-    folder = args.orbits or Path("data/orbits") / name
-    return TestTimeRunner(make_runner(args), settings, folder)
+    folder = args.orbits or Path("data/orbits") / plan.study.name
+    return TestTimeRunner(make_runner(args), plan, folder)

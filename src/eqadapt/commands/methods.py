@@ -21,23 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="only time the methods that have been run, on a batch of test images",
     )
-    parser.add_argument(
-        "--summary",
-        action="store_true",
-        help="only write the table and the figures of what has been run (reads results alone)",
-    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Select on validation, predict the test split, write predictions and records."""
-    if args.summary:
-        _summary(args)
-        return
     runner = make_test_time_runner(args)
     if args.latency:
         _latency(args, runner)
         return
-    for cell in runner.cells(args.dataset, args.backbone, args.group):
+    for cell in runner.plan.cells(args.dataset, args.backbone, args.group):
         runner.run_cell(cell)
 
 
@@ -48,21 +40,8 @@ def _latency(args: argparse.Namespace, runner: TestTimeRunner) -> None:
     from eqadapt.test_time.latency import COLUMNS
 
     rows = []
-    for cell in runner.cells(args.dataset, args.backbone, args.group):
+    for cell in runner.plan.cells(args.dataset, args.backbone, args.group):
         rows += runner.measure_latency(cell)
     path = runner.files.results / "latency.csv"
     write_text(path, pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False))
     print(path)
-
-
-def _summary(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
-    from eqadapt.analysis.method_figures import write_method_figures
-    from eqadapt.analysis.method_table import MethodResults, write_tables
-    from eqadapt.study import load_study
-
-    folder = args.results or Path("results") / load_study(args.study, args.set).name
-    results = MethodResults(folder)
-    for path in [*write_tables(results), *write_method_figures(results)]:
-        print(path)

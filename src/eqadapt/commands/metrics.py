@@ -24,11 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write ``metrics.csv``."""
     from eqadapt.analysis import outputs
+    from eqadapt.analysis.method_table import method_frame
     from eqadapt.analysis.metrics import metrics_frame, write_csv
     from eqadapt.analysis.results import open_results
 
     results = open_results(args.results, args.groups)
-    frame = metrics_frame(results.evaluations, results.records)
+    if results.test_time:
+        frame = method_frame(results)
+    else:
+        frame = metrics_frame(results.evaluations, results.records)
     out = args.out or args.results / outputs.METRICS
     write_csv(frame, out)
     print(f"{out}: {len(frame)} rows from {len(results.predictions)} prediction files")

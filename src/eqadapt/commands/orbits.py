@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> None:
     """Compute the caches that are not there yet; an interrupted computation goes on."""
     runner = make_test_time_runner(args)
     groups: dict[tuple[str, str], list[str]] = {}
-    for cell in runner.cells(args.dataset, args.backbone, args.group):
+    for cell in runner.plan.cells(args.dataset, args.backbone, args.group):
         groups.setdefault((cell.dataset, cell.backbone), []).append(cell.group)
     for (dataset, backbone), names in groups.items():
         runner.compute_orbits(dataset, backbone, names)

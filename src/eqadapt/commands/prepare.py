@@ -20,7 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
     parser.add_argument("--dataset", required=True, metavar="NAME")
     parser.add_argument("--raw", type=Path, metavar="DIR", help="[data/raw/NAME]")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="[data/prepared/NAME]")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="[data/prepared/NAME, with -v and -s where they are not the data set's own]",
+    )
     parser.add_argument(
         "--validation",
         type=count_or_fraction,
@@ -36,11 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the three splits."""
     from eqadapt.datasets.preparation import prepare
+    from eqadapt.datasets.variants import Preparation
 
+    asked = Preparation.of(args.dataset, {"validation": args.validation, "size": args.size})
     counts = prepare(
         args.dataset,
         args.raw or Path("data/raw") / args.dataset,
-        args.out or Path("data/prepared") / args.dataset,
+        args.out or Path("data/prepared") / asked.name,
         validation=args.validation,
         seed=args.seed,
         size=args.size,

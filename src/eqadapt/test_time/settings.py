@@ -41,10 +41,12 @@ class Settings:
     Attributes:
         values: The validated ``settings.yaml`` with defaults.
         entries: The methods, those that others inherit from first.
+        files: The files they were read from.
     """
 
     values: dict[str, Any]
     entries: tuple[Entry, ...]
+    files: tuple[str, ...] = ()
 
     def __getitem__(self, key: str) -> Any:
         return self.values[key]
@@ -83,7 +85,9 @@ def load_settings(folder: str | Path) -> Settings:
         entries = [entry for entry in entries if entry.method.name in wanted]
     if not entries:
         raise UserError("no test-time method", where=str(folder), fix="one YAML file a method")
-    return Settings(values, tuple(_parents_first(entries)))
+    files = [folder / f"{entry.method.name}.yaml" for entry in entries]
+    files += [path] if path.is_file() else []
+    return Settings(values, tuple(_parents_first(entries)), tuple(map(str, files)))
 
 
 def _entry(path: Path) -> Entry:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +29,9 @@ from eqadapt.test_time.bench import Bench
 from eqadapt.test_time.live import Outputs
 from eqadapt.test_time.methods import TestTimeMethod
 from eqadapt.test_time.outputs import logit_differences, predictions, write_temperatures
-from eqadapt.test_time.settings import Entry, Settings
+from eqadapt.test_time.plan import REGIME, SPLITS, Cell, Plan
+from eqadapt.test_time.settings import Entry
 from eqadapt.test_time.tuning import Selection, tune
-
-SPLITS = ("train", "validation", "test")
-REGIME = "frozen"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A frozen backbone on a data set, under a group."""
-
-    dataset: str
-    backbone: str
-    group: str
-
-    def run(self, method: str, seed: int = 0, group: str | None = None) -> Run:
-        """The run of a method in this cell."""
-        return Run(self.dataset, self.backbone, REGIME, method, group or self.group, seed)
 
 
 class TestTimeRunner:
@@ -55,7 +39,7 @@ class TestTimeRunner:
 
     Args:
         runner: The study's runner, for its data, backbones and checkpoints.
-        settings: The test-time settings.
+        plan: What is run on what.
         folder: Where the caches lie.
         say: Where progress goes.
     """
@@ -65,53 +49,19 @@ class TestTimeRunner:
     def __init__(
         self,
         runner: StudyRunner,
-        settings: Settings,
+        plan: Plan,
         folder: Path,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.runner, self.settings, self.folder, self.say = runner, settings, folder, say
+        self.runner, self.plan, self.folder, self.say = runner, plan, folder, say
+        self.settings = plan.settings
         self.study, self.files = runner.study, runner.files
-        if REGIME not in self.study.config["regimes"]:
-            raise UserError(
-                "test-time methods leave the backbone as it is",
-                where="regimes",
-                fix="regimes: [frozen]",
-            )
         self._backbones: dict[tuple[str, str], Backbone] = {}
-
-    # --- what there is --------------------------------------------------------------------------
-
-    def cells(
-        self, dataset: str | None = None, backbone: str | None = None, group: str | None = None
-    ) -> list[Cell]:
-        """The study's cells that match every given key.
-
-        Raises:
-            UserError: None does.
-        """
-        config = self.study.config
-        found = [
-            Cell(d, b, g)
-            for d in config["datasets"]
-            for b in config["backbones"]
-            for g in config["groups"]
-            if dataset in (None, d) and backbone in (None, b) and group in (None, g)
-        ]
-        if not found:
-            raise UserError(
-                f"no cell of the study matches {dataset or 'any data set'}, "
-                f"{backbone or 'any backbone'}, {group or 'any group'}",
-                fix="; ".join(
-                    f"{key}: {', '.join(config[key])}"
-                    for key in ("datasets", "backbones", "groups")
-                ),
-            )
-        return found
 
     def data(self, dataset: str, split: str) -> prepared.Prepared:
         """A split with as many images as the settings ask for."""
         limit = self.settings["images"][split]
-        return prepared.load(self.files.data / dataset, split, limit=limit)
+        return prepared.load(self.runner.prepared_folder(dataset), split, limit=limit)
 
     def recipe(self, cell: Cell) -> dict[str, Any]:
         """The recipe of the frozen backbone: sections ``image`` and ``backbone`` count here."""
@@ -137,7 +87,7 @@ class TestTimeRunner:
 
     def identity(self, cell: Cell, split: str) -> dict[str, Any]:
         """What identifies the orbits of a cell's split."""
-        metadata = prepared.read_metadata(self.files.data / cell.dataset, split)
+        metadata = prepared.read_metadata(self.runner.prepared_folder(cell.dataset), split)
         return orbit_cache.identity(
             self.recipe(cell),
             self.backbone(cell),
@@ -201,25 +151,17 @@ class TestTimeRunner:
 
     # --- canonicalizers -------------------------------------------------------------------------
 
-    def canonicalizer_run(self, cell: Cell, method: str, seed: int) -> Run:
-        """The trained run whose canonicalizer a cell uses."""
-        from eqadapt.methods import get_method
-
-        shared = self.settings["canonicalizers_of"]
-        run = cell.run(method, seed)
-        if shared is not None and get_method(method).prior is not None:
-            run = Run(cell.dataset, shared, REGIME, method, cell.group, seed)
-        return run
-
-    def has_canonicalizer(self, cell: Cell, method: str, seed: int) -> bool:
-        """Whether that run has been trained."""
-        return self.files.checkpoint(self.canonicalizer_run(cell, method, seed)).is_file()
-
     def pose_logits(self, cell: Cell, method: str, split: str, seed: int) -> NDArray[np.float32]:
         """A canonicalizer's scores (N, J, K) of the cached inputs, computed once and kept."""
-        run = self.canonicalizer_run(cell, method, seed)
+        run = self.plan.canonicalizer_run(cell, method, seed)
         path, data = self.poses_path(run, split), self.data(cell.dataset, split)
         source = self.files.checkpoint(run)
+        if not source.is_file():
+            raise UserError(
+                f"the canonicalizer {run.stem} is not trained",
+                where=str(source),
+                fix="run `eqadapt train`, or take the method out of the study's `methods`",
+            )
         _, trained = checkpoint.load(source)
         expected = {
             "run": run.stem,
@@ -267,32 +209,20 @@ class TestTimeRunner:
             self.settings["bank"],
         )
 
-    def canonicalizer(self, method: TestTimeMethod) -> str | None:
-        """The trained method whose poses a test-time method reads."""
-        if not method.prior:
-            return None
-        return method.canonicalizer or str(self.settings["canonicalizer"])
-
-    def _possible(self, cell: Cell, seeds: Sequence[int]) -> Iterator[Entry]:
-        for entry in self.settings.entries:
-            name = self.canonicalizer(entry.method)
-            if name is None or all(self.has_canonicalizer(cell, name, seed) for seed in seeds):
-                yield entry
-            else:
-                self.say(f"{entry.method.name} is left out: {name} of {cell.group} is not trained")
-
     def run_cell(self, cell: Cell) -> None:
         """Select hyper-parameters on validation, predict the test split, write everything."""
-        bench, seeds = self.bench(cell), list(self.study.config["seeds"])
+        bench, first = self.bench(cell), self.study.config["seeds"][0]
+        if self.plan.left_out:
+            self.say(f"left out, for want of a canonicalizer: {', '.join(self.plan.left_out)}")
         selections: dict[str, Selection] = {}
-        for entry in self._possible(cell, seeds):
+        for entry in self.plan.entries:
             started = time.perf_counter()
             method = entry.method
-            selection = self._tuned(bench, entry, selections, seeds[0])
+            selection = self._tuned(bench, entry, selections, first)
             selections[method.name] = selection
             shown = [
                 f"{100 * self._write(cell, bench, entry, selection, seed):.2f}"
-                for seed in (seeds if method.learned else seeds[:1])
+                for seed in self.plan.seeds(method)
             ]
             self.say(
                 f"{cell.dataset} {cell.backbone} {cell.group} {method.name}  "
@@ -314,10 +244,10 @@ class TestTimeRunner:
         x = latency.random_poses(action, action.masked(pipeline.to_act_size(images)))
         scorers: dict[str, Any] = {}
         chosen = []
-        for entry in self._possible(cell, [seed]):
-            name = self.canonicalizer(entry.method)
+        for entry in self.plan.entries:
+            name = self.plan.canonicalizer(entry.method)
             if name is not None and name not in scorers:
-                scorers[name] = self.scorer(self.canonicalizer_run(cell, name, seed))
+                scorers[name] = self.scorer(self.plan.canonicalizer_run(cell, name, seed))
             parameters = self._selected(cell, entry.method, seed)
             chosen.append((entry.method, parameters, scorers.get(name) if name else None))
         rows = latency.measure(bench, Outputs(self.backbone(cell)), action, x, chosen)
@@ -335,11 +265,6 @@ class TestTimeRunner:
         self, bench: Bench, entry: Entry, selections: Mapping[str, Selection], seed: int
     ) -> Selection:
         parent = entry.method.inherits
-        if parent is not None and parent not in selections:
-            raise UserError(
-                f"{entry.method.name} takes over hyper-parameters of {parent}, which is not run",
-                fix=f"add {parent} to the methods",
-            )
         inherited = selections[parent].parameters if parent else None
         return tune(bench, entry.method, entry.grid, self.settings["trials"], inherited, seed)
 
@@ -351,10 +276,9 @@ class TestTimeRunner:
         decisions = bench.decide(method, selection.parameters, "test", seed)
         found = predictions(bench.group, decisions, test)
         accuracy = float((found.prediction == found.label).mean())
-        group_free = method.selection in ("identity", "true_pose")
-        if group_free and cell.group != self._finest():
+        run = self.plan.run(cell, method, seed)
+        if run is None:
             return accuracy  # the finest group's poses hold the others'
-        run = cell.run(method.name, seed, "C1" if group_free else None)
         params, seconds = self._trained(cell, bench, method, selection, seed)
         common = {
             **run.as_dict(),
@@ -398,9 +322,6 @@ class TestTimeRunner:
         )
         return accuracy
 
-    def _finest(self) -> str:
-        return max(self.study.config["groups"], key=lambda name: parse_group(name).order)
-
     def _trained(
         self, cell: Cell, bench: Bench, method: TestTimeMethod, selection: Selection, seed: int
     ) -> tuple[int, float | None]:
@@ -408,9 +329,9 @@ class TestTimeRunner:
         evidence = bench.evidence(method, selection.parameters, seed)
         params = int(getattr(evidence, "num_parameters", 0))
         seconds: float | None = getattr(evidence, "seconds", None)
-        name = self.canonicalizer(method)
+        name = self.plan.canonicalizer(method)
         if name is not None:
-            run = self.canonicalizer_run(cell, name, seed)
+            run = self.plan.canonicalizer_run(cell, name, seed)
             record = json.loads((self.files.run_folder(run) / "run.json").read_text())
             params += int(record["params_added"])
             seconds = (seconds or 0.0) + float(record["train_seconds"])

@@ -8,7 +8,8 @@ own, an entry in ``FIGURES`` and in ``analysis.outputs.FIGURES``, and its words 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import product
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -16,11 +17,13 @@ from matplotlib.figure import Figure
 from eqadapt.analysis import outputs
 from eqadapt.analysis.evaluations import Cell
 from eqadapt.analysis.figures.angles import accuracy_by_angle, accuracy_by_angle_polar
+from eqadapt.analysis.figures.cost import accuracy_against_cost
 from eqadapt.analysis.figures.curves import training_curves
 from eqadapt.analysis.figures.gallery import draw_gallery
 from eqadapt.analysis.figures.poses import chosen_poses
 from eqadapt.analysis.figures.scatter import upright_vs_cn_avg
 from eqadapt.analysis.figures.style import placeholder, save, themed
+from eqadapt.analysis.figures.temperature import accuracy_against_temperature
 from eqadapt.analysis.results import Results
 
 FIGURES: dict[str, Callable[[Results, list[Cell]], Figure | None]] = {
@@ -29,6 +32,8 @@ FIGURES: dict[str, Callable[[Results, list[Cell]], Figure | None]] = {
     "upright_vs_cn_avg": upright_vs_cn_avg,
     "chosen_poses": chosen_poses,
     "training_curves": training_curves,
+    "accuracy_against_cost": accuracy_against_cost,
+    "accuracy_against_temperature": accuracy_against_temperature,
 }
 
 
@@ -36,17 +41,20 @@ def write_figures(results: Results) -> list[Path]:
     """Write every figure that ``outputs.figure_files`` names; one without data says so."""
     layout, written = results.layout, []
     with themed():
-        for dataset in layout["datasets"]:
-            for regime in layout["regimes"]:
-                for group in layout["groups"]:
-                    cells = [c for c in results.cells(regime, group) if c.dataset == dataset]
-                    for name in outputs.FIGURES:
-                        stem = outputs.figure_stem(name, dataset, regime, group)
-                        figure = FIGURES[name](results, cells) if cells else None
-                        written += save(figure or placeholder(), results.folder / stem)
-                    for backbone in layout["backbones"]:
-                        cell = Cell(dataset, backbone, regime, group)
-                        stem = outputs.gallery_stem(dataset, backbone, regime, group)
-                        figure = draw_gallery(results, cell)
-                        written += save(figure or placeholder(), results.folder / stem)
+        for dataset, regime, group in product(
+            layout["datasets"], layout["regimes"], layout["groups"]
+        ):
+            cells = [c for c in results.cells(regime, group) if c.dataset == dataset]
+            for name in outputs.figures(results.config):
+                stem = outputs.figure_stem(name, dataset, regime, group)
+                figure = FIGURES[name](results, cells) if cells else None
+                written += save(figure or placeholder(), results.folder / stem)
+        for parts in [] if results.test_time else _gallery_cells(layout):
+            figure = draw_gallery(results, Cell(*parts))
+            stem = outputs.gallery_stem(*parts)
+            written += save(figure or placeholder(), results.folder / stem)
     return written
+
+
+def _gallery_cells(layout: Mapping[str, list[str]]) -> Iterable[tuple[str, ...]]:
+    return product(*(layout[key] for key in ("datasets", "backbones", "regimes", "groups")))

@@ -1,0 +1,173 @@
+"""Accuracy over the orbit against inference cost, one point a method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from eqadapt.analysis.evaluations import Cell
+from eqadapt.analysis.figures.style import GRID, INK, QUIET, panels
+from eqadapt.analysis.labels import backbone_label, method_style
+from eqadapt.analysis.method_table import MethodRow, method_rows
+from eqadapt.analysis.results import Results
+
+# Okabe and Ito's colours, with a marker each, so that no family is told by colour alone.
+_FAMILIES = {
+    "reference": ("#3d3d3d", "o"),
+    "average or maximum": ("#e69f00", "s"),
+    "search": ("#56b4e9", "^"),
+    "search behind a gate": ("#999999", "v"),
+    "learned canonicalizer": ("#009e73", "D"),
+    "learned energy": ("#cc79a7", "P"),
+    "posterior over poses": ("#d55e00", "*"),
+}
+_WORTH = 0.5  # points of accuracy: less is no reason to name a method of higher cost
+
+
+def family(name: str) -> str:
+    """The kind of a method, for its colour."""
+    if name in ("vanilla", "oracle"):
+        return "reference"
+    if name.endswith("_gated"):
+        return "search behind a gate"
+    if name.startswith("posterior"):
+        return "posterior over poses"
+    if name.startswith(("features_prior", "lambda_equitune")):
+        return "learned energy"
+    if name.startswith(("equitune", "boltzmann", "ac_max")):
+        return "average or maximum"
+    if name.startswith(("lc", "prlc", "optc", "top_", "distil", "rotation_head")):
+        return "learned canonicalizer"
+    return "search"
+
+
+def accuracy_against_cost(results: Results, cells: list[Cell]) -> Figure:
+    """Accuracy over the group's poses against passes of the backbone an image, one point a method.
+
+    Vertical lines are 95% intervals (over seeds, else over images). Methods without a gate that no
+    other beats at the same cost or less are named and joined; methods of equal cost stand side by
+    side.
+    """
+    figure, axes = panels(len(cells), 6.8, 4.8, most=2)
+    for axis, cell in zip(axes, cells):
+        _cost_panel(axis, method_rows(results, cell))
+        axis.set_title(f"{backbone_label(cell.backbone)}, {cell.group}")
+        axis.set_ylabel(f"accuracy over {cell.group} (%)")
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        found, labels = axis.get_legend_handles_labels()
+        handles |= dict(zip(labels, found))
+    order = [name for name in _FAMILIES if name in handles]
+    figure.legend(
+        [handles[name] for name in order],
+        order,
+        loc="outside lower center",
+        ncols=3,
+    )
+    return figure
+
+
+def pareto_front(points: Mapping[str, tuple[float, float]], worth: float = 0.0) -> list[str]:
+    """Names of points (cost, value) that none beats at the same cost or less, cheapest first.
+
+    A point of higher cost counts only if it is better by more than ``worth``.
+    """
+    front: list[str] = []
+    best = -math.inf
+    for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
+        if points[name][1] > best + (worth if front else 0.0):
+            front.append(name)
+            best = points[name][1]
+    return front
+
+
+def _passes(row: MethodRow) -> float:
+    return float(row.means["backbone_passes"])
+
+
+def _cost_panel(axis: Axes, rows: Sequence[MethodRow]) -> None:
+    kinds = {row.method: family(row.method) for row in rows}
+    places = _side_by_side(rows)
+    for row in rows:
+        colour, marker = _FAMILIES[kinds[row.method]]
+        value = row.average
+        low, high = value.mean - value.low, value.high - value.mean
+        spread = None if math.isnan(low) else [[low], [high]]
+        axis.errorbar(
+            places[row.method],
+            value.mean,
+            yerr=spread,
+            color=colour,
+            marker=marker,
+            markersize=8 if marker == "*" else 5,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            elinewidth=1.0,
+            linestyle="none",
+            label=kinds[row.method],
+        )
+    rivals = {
+        row.method: (_passes(row), row.average.mean)
+        for row in rows
+        if row.method != "oracle" and kinds[row.method] != "search behind a gate"
+    }
+    front = pareto_front(rivals, _WORTH)
+    axis.step(
+        [rivals[name][0] for name in front],
+        [rivals[name][1] for name in front],
+        where="post",
+        color=QUIET,
+        linewidth=1.0,
+        zorder=0,
+    )
+    _name_points(axis, rows, places, [*front, "oracle", "equitune", "equizero", "ood_energy"])
+    ticks = sorted({int(_passes(row)) for row in rows if _passes(row).is_integer()})
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
+    axis.set_xlim(0.8, max(ticks) * 2.6)
+    axis.set_xlabel("passes of the backbone an image")
+    axis.grid(color=GRID)
+
+
+def _name_points(
+    axis: Axes, rows: Sequence[MethodRow], places: Mapping[str, float], wanted: list[str]
+) -> None:
+    """Labels beside the points, the lower of two that would overlap moved down."""
+    low, high = axis.get_ylim()
+    gap = (high - low) / 22
+    above: list[tuple[float, float]] = []
+    for row in rows:  # the best first
+        if row.method not in wanted:
+            continue
+        place, height = places[row.method], float(row.average.mean)
+        for other_place, other_height in above:
+            if 0.5 < place / other_place < 2.0:
+                height = min(height, other_height - gap)
+        above.append((place, height))
+        axis.annotate(
+            method_style(row.method).label,
+            (place, row.average.mean),
+            xytext=(place * 1.06, height),
+            fontsize=7.5,
+            va="center",
+            color=INK,
+        )
+
+
+def _side_by_side(rows: Sequence[MethodRow]) -> dict[str, float]:
+    """Where a method stands on the axis: its passes, moved a little among those of equal cost."""
+    places: dict[str, float] = {}
+    by_cost: dict[float, list[str]] = {}
+    for row in rows:
+        by_cost.setdefault(_passes(row), []).append(row.method)
+    for cost, names in by_cost.items():
+        reach = 0.01 * (len(names) - 1)
+        for name, shift in zip(names, np.linspace(-reach, reach, len(names))):
+            places[name] = cost * 2.0**shift
+    return places
