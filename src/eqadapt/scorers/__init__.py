@@ -50,6 +50,14 @@ _GROUP_CNN = _COMMON | {
     "pool",
     "momentum",
 }
+_PLAIN_NETWORK = (_COMMON - {"kernel_size"}) | {
+    "model",
+    "pretrained",
+    "model_options",
+    "dim",
+    "half_step",
+    "interpolation",
+}
 
 SCORERS: dict[str, ScorerSpec] = {
     "group_cnn": ScorerSpec(
@@ -75,6 +83,37 @@ SCORERS: dict[str, ScorerSpec] = {
         "PlainCNN",
         "OptC: any plain network on all views, cosine with a fixed vector.",
         frozenset(_COMMON | {"width", "layers", "dim", "half_step", "interpolation"}),
+    ),
+    "plain_resnet": ScorerSpec(
+        "eqadapt.scorers.plain_network",
+        "PlainResNet",
+        "OptC with a ResNet, or any other model that a backbone may be.",
+        _PLAIN_NETWORK,
+    ),
+    "plain_wrn": ScorerSpec(
+        "eqadapt.scorers.plain_network",
+        "PlainWideResNet",
+        "OptC with a ResNet of twice the width.",
+        _PLAIN_NETWORK,
+    ),
+    "fixed_energy": ScorerSpec(
+        "eqadapt.scorers.views",
+        "FixedEnergy",
+        "The inner product of each view with fixed noise; learns nothing.",
+        frozenset({"input_size", "crop", "mask_input", "half_step", "interpolation", "seed"}),
+    ),
+    "moment_frame": ScorerSpec(
+        "eqadapt.scorers.moments",
+        "MomentFrame",
+        "The direction of the intensity's first moment; learns nothing.",
+        frozenset({"reference_angle"}),
+    ),
+    "pca_frame": ScorerSpec(
+        "eqadapt.scorers.moments",
+        "PCAFrame",
+        "The principal axis of the intensity, its ends told apart by the third moment; learns "
+        "nothing.",
+        frozenset({"reference_angle"}),
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class PoseScorer(nn.Module):
 
     def export(self) -> nn.Module:
         """A plain torch module with the same outputs as this one in evaluation mode."""
-        raise NotImplementedError
+        return copy.deepcopy(self).eval().requires_grad_(False)
 
 
 def check_images(x: Tensor, channels: int) -> None:

@@ -7,7 +7,7 @@ equivariant network: exactly under multiples of 90 degrees, up to resampling for
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from eqadapt.errors import UserError
-from eqadapt.groups import CyclicGroup, RotationAction
-from eqadapt.scorers.base import PoseScorer, Prepare, check_images, new_scale, scaled, settle
+from eqadapt.groups import CyclicGroup
+from eqadapt.scorers.base import check_images, new_scale, scaled, settle
+from eqadapt.scorers.views import ViewRater
 
 FORMS: dict[str, dict[str, Any]] = {
     "corrected": {
@@ -45,71 +46,31 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-class PlainCNN(PoseScorer):
-    """Strided convolutions on every view; the score is a cosine with a fixed vector.
+class EmbeddingScorer(ViewRater):
+    """Any network maps every view to a vector; the score is a cosine with a fixed vector.
 
     Args:
         group: Any C_n.
         in_channels: Channels of the images.
-        form: ``"corrected"``, or ``"reference"`` (306,544 parameters at 96 pixels; cosines
-            without a factor, which floor an 8-way cross-entropy at 0.67).
-        width: Channels of the first layers; the third has twice as many.
-        kernel_size: Side of the filters, odd.
-        layers: Convolutions, each of stride 2.
-        dim: Length of the vectors.
-        input_size: Images are resized to this side once, then turned.
-        crop: Central share of the image that is looked at.
-        mask_input: Mask the corners of the views.
-        half_step: Turn all views by half a step more, so that none of them is crisp; by default
-            where the group has elements that are no multiples of 90 degrees.
-        logit_scale: Initial value of the learnt factor of the cosines; 0 for none.
+        embedder: Builds the network, (N, C, size, size) to (N, dim), of channels and settings.
+        settings: Those of ``ViewRater``, ``dim`` and ``logit_scale``.
         interpolation: Of the views: ``"bilinear"`` or ``"bicubic"``.
-
-    Raises:
-        UserError: Unknown form, or sizes that do not fit.
     """
 
-    prepare: Prepare
     reference: Tensor
 
     def __init__(
         self,
         group: CyclicGroup,
         in_channels: int,
-        *,
-        form: str = "corrected",
-        width: int | None = None,
-        kernel_size: int | None = None,
-        layers: int | None = None,
-        dim: int | None = None,
-        input_size: int | None = None,
-        crop: float | None = None,
-        mask_input: bool | None = None,
-        half_step: bool | None = None,
-        logit_scale: float | None = None,
-        interpolation: str = "bilinear",
+        embedder: Callable[[int, Mapping[str, Any]], nn.Module],
+        settings: Mapping[str, Any],
+        interpolation: str,
     ) -> None:
-        super().__init__(group, in_channels)
-        given = {k: v for k, v in locals().items() if k in FORMS["corrected"]}
-        s = settle("plain_cnn", FORMS, form, given)
-        inexact = len(group.exact_elements) < group.order
-        self.half_step = inexact if s["half_step"] is None else bool(s["half_step"])
-        acting = CyclicGroup(2 * group.order) if self.half_step else group
-        mask = "disk" if s["mask_input"] else None
-        self.action = RotationAction(acting, interpolation, padding="border", mask=mask)
-        self.prepare = Prepare(s["input_size"], s["crop"])
-        build = _reference_network if form == "reference" else _network
-        self.network = build(in_channels, s)
-        self.register_buffer("reference", torch.randn(s["dim"]))
-        self.logit_scale = new_scale(s["logit_scale"])
-
-    def views(self, prepared: Tensor) -> Tensor:
-        """All views of prepared images; (B, K, C, size, size)."""
-        if not self.half_step:
-            return self.action.orbit(prepared)
-        order = self.group.order
-        turns = [(1 - 2 * k) % (2 * order) for k in range(order)]
-        return torch.stack([self.action.turn(prepared, turn) for turn in turns], dim=1)
+        super().__init__(group, in_channels, settings, interpolation)
+        self.network = embedder(in_channels, settings)
+        self.register_buffer("reference", torch.randn(settings["dim"]))
+        self.logit_scale = new_scale(settings["logit_scale"])
 
     def vectors(self, prepared: Tensor) -> Tensor:
         """Vectors (B, K, dim) of all views of prepared images."""
@@ -134,10 +95,58 @@ class PlainCNN(PoseScorer):
         return self.logits(self.vectors(views))
 
     def export(self) -> nn.Module:
-        """A copy in evaluation mode, batch norms folded into the convolutions."""
-        exported = copy.deepcopy(self).eval().requires_grad_(False)
-        exported.network = _fold(exported.network)
+        """A copy in evaluation mode, batch norms folded where the network is a plain chain."""
+        exported = super().export()
+        if isinstance(exported.network, nn.Sequential):
+            exported.network = _fold(exported.network)
         return exported
+
+
+class PlainCNN(EmbeddingScorer):
+    """Strided convolutions on every view; the score is a cosine with a fixed vector.
+
+    Args:
+        group: Any C_n.
+        in_channels: Channels of the images.
+        form: ``"corrected"``, or ``"reference"`` (306,544 parameters at 96 pixels; cosines
+            without a factor, which floor an 8-way cross-entropy at 0.67).
+        width: Channels of the first layers; the third has twice as many.
+        kernel_size: Side of the filters, odd.
+        layers: Convolutions, each of stride 2.
+        dim: Length of the vectors.
+        input_size: Images are resized to this side once, then turned.
+        crop: Central share of the image that is looked at.
+        mask_input: Mask the corners of the views.
+        half_step: Turn all views by half a step more, so that none of them is crisp; by default
+            where the group has elements that are no multiples of 90 degrees.
+        logit_scale: Initial value of the learnt factor of the cosines; 0 for none.
+        interpolation: Of the views: ``"bilinear"`` or ``"bicubic"``.
+
+    Raises:
+        UserError: Unknown form, or sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        group: CyclicGroup,
+        in_channels: int,
+        *,
+        form: str = "corrected",
+        width: int | None = None,
+        kernel_size: int | None = None,
+        layers: int | None = None,
+        dim: int | None = None,
+        input_size: int | None = None,
+        crop: float | None = None,
+        mask_input: bool | None = None,
+        half_step: bool | None = None,
+        logit_scale: float | None = None,
+        interpolation: str = "bilinear",
+    ) -> None:
+        given = {k: v for k, v in locals().items() if k in FORMS["corrected"]}
+        s = settle("plain_cnn", FORMS, form, given)
+        build = _reference_network if form == "reference" else _network
+        super().__init__(group, in_channels, build, s, interpolation)
 
 
 def contrast(vectors: Tensor) -> Tensor:
@@ -155,7 +164,7 @@ def contrast(vectors: Tensor) -> Tensor:
     return cosines[:, off].abs().mean()
 
 
-def _network(in_channels: int, s: dict[str, Any]) -> nn.Sequential:
+def _network(in_channels: int, s: Mapping[str, Any]) -> nn.Sequential:
     kernel, width, side = s["kernel_size"], s["width"], s["input_size"]
     layers: list[nn.Module] = []
     channels = in_channels
@@ -167,7 +176,7 @@ def _network(in_channels: int, s: dict[str, Any]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side * side, s["dim"]))
 
 
-def _reference_network(in_channels: int, s: dict[str, Any]) -> nn.Sequential:
+def _reference_network(in_channels: int, s: Mapping[str, Any]) -> nn.Sequential:
     kernel, width, side = s["kernel_size"], s["width"], s["input_size"]
     layers: list[nn.Module] = []
     channels = in_channels
