@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from eqadapt.datasets.variants import Preparation
 from eqadapt.digest import code_id, modules_of
 from eqadapt.errors import UserError
 from eqadapt.methods import METHODS
@@ -76,6 +77,15 @@ def test_the_default_study_explains_every_key():
         (
             {"datasets": {"didgits": {}}},
             ["datasets.didgits: unknown data set", "digits", "cifar10"],
+        ),
+        (
+            {"datasets": {"mine": {"source": "didgits"}}},
+            ["datasets.mine.source: unknown data set", "did you mean digits"],
+        ),
+        ({"datasets": {"mnist": {"source": "digits"}}}, ["datasets.mnist.source", "another name"]),
+        (
+            {"datasets": {"a": {"folder": "a"}, "b": {"source": "a", "folder": "b"}}},
+            ["datasets.b.folder: another folder for a"],
         ),
         ({"datasets": {"digits": {"limit": 3}}}, ["datasets.digits.limit", "limit_train"]),
         (
@@ -341,3 +351,38 @@ def test_a_code_digest_changes_with_code_that_runs_and_with_nothing_else(package
 def test_a_code_digest_of_nothing_is_an_error(package):
     with pytest.raises(ModuleNotFoundError, match=r"eqadapt\.none"):
         fresh_id(package, "eqadapt.none")
+
+
+def test_entries_of_one_source_share_a_preparation_where_its_options_are_the_same():
+    study = loaded(
+        datasets={
+            "digits": {},
+            "digits_n0100": {"source": "digits", "limit_train": 100},
+            "digits_own": {"source": "digits", "validation": 200},
+            "digits_held": {"source": "digits", "validation": 300},
+            "digits_part": {"source": "digits", "validation": 0.25},
+            "birds": {"folder": "birds", "size": 96},
+            "birds_small": {"source": "birds", "folder": "birds", "size": 48},
+        }
+    )
+    assert {name: study.preparation(name).name for name in study.config["datasets"]} == {
+        "digits": "digits",
+        "digits_n0100": "digits",
+        "digits_own": "digits",  # what digits would take anyway
+        "digits_held": "digits-v300",
+        "digits_part": "digits-v0.25",
+        "birds": "birds-s96",
+        "birds_small": "birds-s48",
+    }
+    for name in study.config["datasets"]:
+        preparation = study.preparation(name)
+        assert Preparation.parse(preparation.name) == preparation
+    assert study.preparation("digits_held").flags == "--validation 300"
+    by_dataset = {run.dataset: study.recipe_hash(run) for run in study.runs()}
+    assert len(set(by_dataset.values())) == len(by_dataset)
+
+
+def test_a_source_named_after_itself_is_as_if_it_were_not_said():
+    assert hashes(datasets={"digits": {"source": "digits"}}) == hashes(datasets={"digits": {}})
+    study = loaded(datasets={"digits": {"source": "digits"}})
+    assert "source" not in study.config["datasets"]["digits"]

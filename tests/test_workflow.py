@@ -115,7 +115,9 @@ def test_every_study_lints_and_plans_each_of_its_runs(plans, path):
     assert predicts == processes(runs)
     pretrained = [b for b in study.config["backbones"].values() if b["weights"] == "pretrain"]
     assert jobs.get("pretrain", 0) == len(pretrained) * len(datasets)
-    assert jobs["prepare"] == jobs["verify"] == jobs["download"] == len(datasets)
+    preparations = {study.preparation(name) for name in datasets}
+    assert jobs["prepare"] == len(preparations)
+    assert jobs["verify"] == jobs["download"] == len({p.source for p in preparations})
     for rule in ("study_config", "metrics", "headline", "tables", "figures", "report", "all"):
         assert jobs[rule] == 1
 

@@ -137,11 +137,15 @@ class StudyRunner:
         self.device = choose_device(study.config["device"])
         self._splits: dict[str, SplitData] = {}
 
+    def prepared_folder(self, dataset: str) -> Path:
+        """Where an entry's splits lie; entries of one source share them where they can."""
+        return self.files.data / self.study.preparation(dataset).name
+
     def data(self, dataset: str) -> SplitData:
         """The splits of a data set, limited as the study says."""
         if dataset not in self._splits:
             options = self.study.config["datasets"][dataset]
-            folder = self.files.data / dataset
+            folder = self.prepared_folder(dataset)
             self._splits[dataset] = SplitData(
                 prepared.load(folder, "train", limit=options["limit_train"]),
                 prepared.load(folder, "validation", limit=options["limit_test"]),

@@ -280,7 +280,11 @@ def _datasets(config: Mapping[str, Any]) -> Iterator[Fault]:
         if name in known and source != name:
             yield f"{path}.source", f"{name} is a data set itself", "another name for the entry"
         if folders.setdefault(source, options["folder"]) != options["folder"]:
-            yield f"{path}.folder", f"another folder for {source} than before", "one for each source"
+            yield (
+                f"{path}.folder",
+                f"another folder for {source} than before",
+                "one for each source",
+            )
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from eqadapt.analysis import outputs
+from eqadapt.datasets.variants import Preparation
 from eqadapt.digest import code_id, data_id
 from eqadapt.errors import UserError
 from eqadapt.files import write_text
@@ -42,7 +43,7 @@ ENVIRONMENT = "../../environment.yml"
 PUBLISHED = "config/published.yaml"
 
 SPLITS = ("train", "validation", "test")
-PREPARED_SPLIT = "data/prepared/{dataset}/{split}.safetensors"
+PREPARED_SPLIT = "data/prepared/{preparation}/{split}.safetensors"
 RUN = "{dataset}-{backbone}-{regime}-{method}-{group}-seed{seed}"
 CHECKPOINT = f"{RESULTS}/runs/{RUN}/checkpoint.safetensors"
 HISTORY = f"{RESULTS}/runs/{RUN}/history.csv"
@@ -56,6 +57,7 @@ STUDY_YAML = f"{RESULTS}/study.yaml"
 
 wildcard_constraints:
     dataset=r"[A-Za-z0-9_]+",
+    preparation=r"[A-Za-z0-9_]+(-v[0-9.]+)?(-s[0-9]+)?",
     backbone=r"[A-Za-z0-9_]+",
     regime="joint|frozen",
     method=r"[A-Za-z0-9_]+",
@@ -100,10 +102,29 @@ def as_flags(wildcards):
     return " ".join(f"--{key} {value}" for key, value in wildcards.items())
 
 
-def given_flags(dataset, *keys):
-    """Options of a data set that are not left to their defaults, as flags of a verb."""
-    options = STUDY.config["datasets"][dataset]
-    return " ".join(f"--{key} {options[key]}" for key in keys if options[key] is not None)
+def folder_flag(source):
+    """The user's folder that a data set comes from, as a flag of a verb; else nothing."""
+    for name, options in STUDY.config["datasets"].items():
+        if STUDY.preparation(name).source == source and options["folder"]:
+            return f"--folder {options['folder']}"
+    return ""
+
+
+def prepared_splits(of):
+    """The three files that an entry's images are read from; ``of`` has its name as ``dataset``."""
+    preparation = STUDY.preparation(of.dataset).name
+    return expand(PREPARED_SPLIT, preparation=preparation, split=SPLITS)
+
+
+def raw_record(wildcards):
+    """The verified archive that a preparation is made from."""
+    return f"data/raw/{Preparation.parse(wildcards.preparation).source}/verified.json"
+
+
+def preparation_flags(wildcards):
+    """Data set and options of a preparation as flags of a verb."""
+    preparation = Preparation.parse(wildcards.preparation)
+    return f"--dataset {preparation.source} {preparation.flags}".strip()
 
 
 class Part:

@@ -1,6 +1,8 @@
 """Raw archives to prepared splits, shared by all studies.
 
-data/raw/{dataset}/source.json, verified.json -> data/prepared/{dataset}/{split}.safetensors
+data/raw/{dataset}/source.json, verified.json -> data/prepared/{preparation}/{split}.safetensors
+
+A preparation is a data set's name, with its options behind where they are not the data set's own.
 """
 
 
@@ -18,7 +20,7 @@ rule download:
         mem_mb=2000,
         runtime=240,
     params:
-        options=lambda w: given_flags(w.dataset, "folder"),
+        options=lambda w: folder_flag(w.dataset),
     message:
         "bring {wildcards.dataset} into data/raw"
     shell:
@@ -48,31 +50,35 @@ rule verify:
 
 rule prepare:
     input:
-        record="data/raw/{dataset}/verified.json",
+        record=raw_record,
     output:
         splits=expand(PREPARED_SPLIT, split=SPLITS, allow_missing=True),
     log:
-        "logs/data/{dataset}-prepare.log",
+        "logs/data/{preparation}-prepare.log",
     benchmark:
-        "logs/data/{dataset}-prepare.tsv"
+        "logs/data/{preparation}-prepare.tsv"
     conda:
         ENVIRONMENT
     resources:
         mem_mb=8000,
         runtime=240,
     params:
-        options=lambda w: given_flags(w.dataset, "validation", "size"),
+        flags=preparation_flags,
         code=code_id("eqadapt.commands.prepare"),
     message:
-        "prepare the splits of {wildcards.dataset}"
+        "prepare the splits of {wildcards.preparation}"
     shell:
-        "python -m eqadapt prepare --dataset {wildcards.dataset} {params.options}"
+        "python -m eqadapt prepare {params.flags} --out data/prepared/{wildcards.preparation}"
         " 2>&1 | tee {log}"
 
 
 rule data:
     input:
-        expand(PREPARED_SPLIT, dataset=STUDY.config["datasets"], split=SPLITS),
+        expand(
+            PREPARED_SPLIT,
+            preparation={STUDY.preparation(name).name: None for name in STUDY.config["datasets"]},
+            split=SPLITS,
+        ),
     message:
         "the data are prepared"
 

@@ -10,7 +10,7 @@ for part in parts("predict", STUDY.runs()):
         name:
             part.name
         input:
-            data=expand(PREPARED_SPLIT, split=SPLITS, allow_missing=True),
+            data=prepared_splits,
             pretrained=pretraining,
             starts=part.starts,
             checkpoints=part.checkpoints,

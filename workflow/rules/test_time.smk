@@ -8,7 +8,7 @@ data/prepared/{dataset} -> data/orbits/<study>/{dataset}-{backbone}-{group}-{spl
 
 rule orbits:
     input:
-        data=expand(PREPARED_SPLIT, split=SPLITS, allow_missing=True),
+        data=prepared_splits,
         pretrained=pretraining,
     output:
         caches=expand(ORBITS, group=STUDY.config["groups"], split=SPLITS, allow_missing=True),
@@ -42,7 +42,7 @@ for cell in PLAN.cells():
         name:
             f"methods_{cell.dataset}_{cell.backbone}_{cell.group}"
         input:
-            data=expand(PREPARED_SPLIT, split=SPLITS, dataset=cell.dataset),
+            data=prepared_splits(cell),
             caches=expand(ORBITS, split=SPLITS, **vars(cell)),
             canonicalizers=run_files(canonicalizers(cell), CHECKPOINT, RECORD),
             settings=PLAN.settings.files,

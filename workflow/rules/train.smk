@@ -1,6 +1,6 @@
 """Prepared data to trained runs.
 
-data/prepared/{dataset} -> results/<study>/pretrained/{dataset}-{backbone}.safetensors
+data/prepared/{preparation} -> results/<study>/pretrained/{dataset}-{backbone}.safetensors
     -> results/<study>/runs/<run>/{checkpoint.safetensors,history.csv,run.json}
 
 Progress lies under scratch/, which no rule declares, so that a job that was killed goes on.
@@ -9,7 +9,7 @@ Progress lies under scratch/, which no rule declares, so that a job that was kil
 
 rule pretrain:
     input:
-        data=expand(PREPARED_SPLIT, split=SPLITS, allow_missing=True),
+        data=prepared_splits,
     output:
         weights=PRETRAINED,
         history=PRETRAINED.replace(".safetensors", ".csv"),
@@ -41,7 +41,7 @@ for part in parts("train", STUDY.trained_runs()):
         name:
             part.name
         input:
-            data=expand(PREPARED_SPLIT, split=SPLITS, allow_missing=True),
+            data=prepared_splits,
             pretrained=pretraining,
             starts=part.starts,
         output:

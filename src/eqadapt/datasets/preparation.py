@@ -45,7 +45,7 @@ def prepare(
     Args:
         dataset: Its name.
         raw_folder: ``data/raw/<dataset>``, verified.
-        out: ``data/prepared/<dataset>``.
+        out: ``data/prepared/<preparation>``, named by ``variants.Preparation``.
         validation: Images to cut from the training set, a count or a fraction; None takes the data
             set's own default. The cut is stratified.
         seed: Picks which images are cut. The test set never depends on it.
