@@ -282,6 +282,15 @@ def test_pretraining_has_a_digest_of_its_own():
     assert digest() != digest(image={"size": 64})
 
 
+def test_digests_of_published_results_stay_what_they_were():
+    # A new key of a recipe must not call for all results to be made again: see study._LATER.
+    study = loaded()
+    prlc = Run("digits", "resnet_small", "joint", "prlc", "C8", 0)
+    assert study.recipe_hash(prlc) == "a9a82c5d5c0b8875"
+    assert study.pretrain_hash("digits", "resnet_small") == "c46e470b9773aaf2"
+    assert differing(train={"validate_every": 2}) == {"vanilla", "prlc", "oracle"}
+
+
 def test_every_method_of_the_registry_can_be_studied():
     assert {r.method for r in loaded(methods=list(METHODS)).runs()} == set(METHODS)
 

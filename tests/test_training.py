@@ -235,3 +235,12 @@ def test_checkpoints_refuse_what_is_not_whole(tmp_path):
         checkpoint.load(path)
     with pytest.raises(UserError, match="no such checkpoint"):
         checkpoint.load(tmp_path / "none.safetensors")
+
+
+def test_validating_more_rarely_changes_nothing_but_what_is_known():
+    often, rarely = make_trainer(epochs=5), make_trainer(epochs=5, validate_every=2)
+    every_row, some_rows = often.run().history, rarely.run().history
+    assert same(weights(often), weights(rarely))
+    assert [row["epoch"] for row in some_rows if "val_acc" in row] == [1, 3, 4]
+    for a, b in zip(every_row, some_rows, strict=True):
+        assert {**a, **b, "seconds": 0} == {**a, "seconds": 0}

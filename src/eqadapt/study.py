@@ -87,6 +87,16 @@ def merge_scorer(base: Mapping[str, Any], over: Mapping[str, Any] | None) -> dic
     return merge({} if renamed else base, over)
 
 
+# Keys of a training recipe that came after results were published, with the values that change
+# nothing: at those they are left out of digests, so that older results stay valid.
+_LATER = {"validate_every": 1, "distil_temperature": 1.0}
+
+
+def _hashed(train: Mapping[str, Any]) -> dict[str, Any]:
+    """A training recipe as digests see it."""
+    return {key: value for key, value in train.items() if _LATER.get(key, ...) != value}
+
+
 def digest_of(value: Any) -> str:
     """Sixteen hex digits of SHA-256 over a value's canonical JSON."""
     return hashlib.sha256(json_dumps(value, indent=None).encode()).hexdigest()[:16]
@@ -197,6 +207,8 @@ class Study:
         recipe["dataset"].pop("folder", None)
         recipe["backbone"].pop("file", None)
         recipe.pop("evaluate")
+        recipe["train"] = _hashed(recipe["train"])
+        recipe["pretrain"] = _hashed(recipe["pretrain"])
         if recipe["backbone"]["weights"] != "pretrain":
             recipe.pop("pretrain")
         start = self.start(run)
@@ -207,7 +219,8 @@ class Study:
         recipe = self.recipe(Run(dataset, backbone, "joint", "vanilla", "C1", 0))
         network = {key: recipe["backbone"][key] for key in ("model", "options")}
         recipe["dataset"].pop("folder", None)
-        return digest_of([dataset, recipe["dataset"], network, recipe["image"], recipe["pretrain"]])
+        parts = [recipe["dataset"], network, recipe["image"], _hashed(recipe["pretrain"])]
+        return digest_of([dataset, *parts])
 
     def start(self, run: Run) -> Run | None:
         """The run whose trained backbone a run starts from; None where its ``weights`` say it.

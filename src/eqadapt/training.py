@@ -202,19 +202,25 @@ class Trainer:
             self.seconds += elapsed
             self.history.append(row)
             self._remember_best(row)
-            self._save()
-            if self.report:
-                self.report(row)
+            if self._is_due(row["epoch"], epochs):
+                self._save()
+                if self.report:
+                    self.report(row)
         if patience is not None and self.best is not None:
             self.model.load_state_dict(self.best)
         last = self.best_epoch if patience is not None else len(self.history) - 1
         return TrainingResult(self.history, self.seconds, last)
 
+    def _is_due(self, epoch: Any, epochs: int) -> bool:
+        """Whether an epoch, 0-based, is validated and its state kept."""
+        every = self.train_options.get("validate_every", 1)
+        return (epoch + 1) % every == 0 or epoch + 1 == epochs
+
     def _patience_spent(self, patience: int | None) -> bool:
         return patience is not None and len(self.history) - 1 - self.best_epoch > patience > 0
 
     def _remember_best(self, row: Row) -> None:
-        score = row["val_cn_avg"] if self.method.uses_group else row["val_acc"]
+        score = row.get("val_cn_avg" if self.method.uses_group else "val_acc")
         if score is not None and score > self.best_score:
             self.best_score, self.best_epoch = float(score), len(self.history) - 1
             if self.train_options["patience"] is not None:
@@ -255,7 +261,7 @@ class Trainer:
             "train_acc": None if self.prior_only else correct / batch,
             "lr": self.optimizer.param_groups[0]["lr"],
         }
-        return row | self._validate()
+        return row | (self._validate() if self._is_due(epoch, epochs) else {})
 
     def _step(self, rows: Tensor) -> Tensor:
         loss, parts = self._loss(self.data.images[rows], self.data.labels[rows])
