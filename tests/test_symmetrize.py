@@ -18,6 +18,9 @@ from eqadapt.symmetrize import (
 from eqadapt.view_scorers import Confidence, LambdaNetwork
 
 
+NOT_FOR_ALL = {"identity", "sample", "argmax_equiste"}  # no scores, chance, view scorers alone
+
+
 class TinyBackbone(nn.Module):
     """A network without any symmetry."""
 
@@ -51,7 +54,7 @@ def build(selection, order=4):
     return Symmetrized(TinyBackbone(), action, selection, scorer).eval()
 
 
-@pytest.mark.parametrize("selection", [s for s in SELECTIONS if s not in ("identity", "sample")])
+@pytest.mark.parametrize("selection", sorted({*SELECTIONS, "top_2", "top_4"} - NOT_FOR_ALL))
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 10_000))
 def test_every_selection_is_invariant_under_c4(selection, seed):
@@ -61,7 +64,7 @@ def test_every_selection_is_invariant_under_c4(selection, seed):
         reference = model(x).logits
         for k in range(1, 4):
             logits = model(torch.rot90(x, k, (-2, -1))).logits
-            if SELECTIONS[selection].one_hot:
+            if model.selection.one_hot:
                 assert torch.equal(logits, reference)  # to the last bit
             else:
                 torch.testing.assert_close(logits, reference, atol=1e-5, rtol=1e-5)
@@ -196,6 +199,39 @@ def test_limits_between_selections():
         top_k_weights(scores, 5)
 
 
+def test_all_of_the_best_poses_are_the_weighted_frame():
+    x = torch.rand(5, 1, 12, 12)
+    for order in (4, 8):
+        whole, frame = build(f"top_{order}", order), build("softmax", order)
+        torch.testing.assert_close(whole(x).logits, frame(x).logits)
+        torch.testing.assert_close(build("top_1", order)(x).logits, build("argmax", order)(x).logits)
+        with pytest.raises(UserError, match=f"top_{order + 1}.*{order} elements"):
+            build(f"top_{order + 1}", order)
+    for name in ("top_0", "top_", "top_2.5"):
+        with pytest.raises(UserError, match="unknown selection"):
+            build(name)
+
+
+def test_equiste_is_equizero_forward_and_equitune_backward():
+    action, backbone = RotationAction(CyclicGroup(4)), TinyBackbone()
+    x = torch.rand(8, 1, 12, 12)
+
+    def run(selection):
+        model = Symmetrized(backbone, action, selection, view_scorer=Confidence())
+        logits = model(x).logits
+        return logits, torch.autograd.grad(logits.square().sum().sqrt(), backbone.parameters())
+
+    zero, own = run("argmax")
+    ste, through = run("argmax_equiste")
+    assert torch.equal(ste, zero)
+    mean = Symmetrized(backbone, action, "uniform")(x).logits
+    upstream = (zero / zero.norm()).detach()
+    expected = torch.autograd.grad((mean * upstream).sum(), backbone.parameters())
+    for a, b in zip(through, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    assert not torch.allclose(own[0], through[0])
+
+
 def test_straight_through_is_the_chosen_view_and_carries_the_task():
     """Forward: the hard view to the bit. Backward: points where the exact gradient points."""
     action, backbone = RotationAction(CyclicGroup(4)), TinyBackbone()
@@ -232,3 +268,5 @@ def test_a_selection_without_its_scorer_is_refused():
         Symmetrized(TinyBackbone(), RotationAction(CyclicGroup(4)), "argmax")
     with pytest.raises(UserError, match="unknown selection"):
         Symmetrized(TinyBackbone(), RotationAction(CyclicGroup(4)), "best")
+    with pytest.raises(UserError, match="view scorer"):
+        build("argmax_equiste")

@@ -19,6 +19,7 @@ from eqadapt.backbones import (
     normalisation,
 )
 from eqadapt.errors import UserError
+from eqadapt.feature_scorers import RotationHead
 from eqadapt.groups import RotationAction, parse_group
 from eqadapt.methods import Method, get_method
 from eqadapt.scorers import build_scorer
@@ -47,16 +48,23 @@ class ImageScorer(nn.Module):
         network: Maps normalised images (B, C, H, H) to pose logits (B, K).
         mean: Per-channel mean.
         std: Per-channel standard deviation.
+        learns: Whether it is trained; else it stays as it is, in evaluation mode.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor, learns: bool = True) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.learns = network, learns
+        if not learns:
+            self.requires_grad_(False)
         self.register_buffer("mean", mean.clone(), persistent=False)
         self.register_buffer("std", std.clone(), persistent=False)
+
+    def train(self, mode: bool = True) -> ImageScorer:
+        """Training mode, unless it does not learn."""
+        return super().train(mode and self.learns)
 
     def forward(self, x: Tensor) -> Tensor:
         """Pose logits (B, K)."""
@@ -123,7 +131,7 @@ def build_model(
     """The adapted model of a method around a backbone.
 
     Args:
-        recipe: A run's recipe: sections ``image`` and ``scorer``.
+        recipe: A run's recipe: sections ``image``, ``scorer`` and ``evaluate``.
         method: Its name or registry entry.
         group: Name of the group, e.g. ``"C8"``.
         kind: Channels and classes of the data.
@@ -134,6 +142,9 @@ def build_model(
     if method.scorer in (None, "true_pose"):
         selection = "identity" if method.scorer else method.selection
         return Symmetrized(backbone, action, selection)
+    if method.scorer == "features":
+        head = RotationHead(backbone, action.group.order)
+        return Symmetrized(backbone, action, method.selection, head)
     if method.scorer != "image":
         view_scorer = build_view_scorer(str(method.scorer), backbone.feature_count)
         return Symmetrized(backbone, action, method.selection, view_scorer=view_scorer)
@@ -142,8 +153,9 @@ def build_model(
     if method.network and name != method.network:
         name, options = method.network, {}
     network = build_scorer(name, action.group, kind.channels, **options)
-    scorer = ImageScorer(network, backbone.mean, backbone.std)
-    return Symmetrized(backbone, action, method.selection, scorer, samples=method.samples)
+    scorer = ImageScorer(network, backbone.mean, backbone.std, method.learns)
+    samples = recipe.get("evaluate", {}).get("samples") or method.samples
+    return Symmetrized(backbone, action, method.selection, scorer, samples=samples)
 
 
 def choose_device(name: str) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,61 @@ class Backbone(nn.Module):
         maps = self.network.forward_features(self.prepare(x))  # type: ignore[operator]
         features = self.network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
         return features, self.network.forward_head(maps)  # type: ignore[operator]
+
+    def stage_names(self, most: int = 5) -> list[str]:
+        """Modules of the network after which its features are read: the last of each stage.
+
+        Args:
+            most: Of more stages, so many are taken, evenly, the last among them.
+
+        Raises:
+            UserError: The network does not say what its stages are.
+        """
+        stages = getattr(self.network, "feature_info", None)
+        if not stages:
+            raise UserError(
+                f"{type(self.network).__name__} does not name its stages",
+                fix="a backbone of timm, or one with timm's feature_info",
+            )
+        names = [stage["module"] for stage in stages]
+        count = min(most, len(names))
+        return [names[math.ceil((place + 1) * len(names) / count) - 1] for place in range(count)]
+
+    def stage_maps(self, x: Tensor, side: int) -> list[Tensor]:
+        """Features after each stage, from one whole pass, pooled to a few places.
+
+        Args:
+            x: (B, C, H, H) images in [0, 1].
+            side: Maps are pooled to at most this side.
+
+        Returns:
+            (B, D, h, h) a stage, h at most ``side``.
+        """
+        maps: list[Tensor] = []
+
+        def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            grid = self._as_grid(output)
+            maps.append(F.adaptive_avg_pool2d(grid, min(side, grid.shape[-1])))
+
+        handles = [
+            self.network.get_submodule(name).register_forward_hook(keep)
+            for name in self.stage_names()
+        ]
+        try:
+            self(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return maps
+
+    def _as_grid(self, output: Tensor) -> Tensor:
+        """A stage's output as (B, D, h, w): transformers give tokens, some of them no places."""
+        if output.ndim == 3:
+            tokens = output[:, int(getattr(self.network, "num_prefix_tokens", 0)) :]
+            side = math.isqrt(tokens.shape[1])
+            return tokens.transpose(1, 2).unflatten(2, (side, side))
+        channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
+        return output.permute(0, 3, 1, 2) if channels_last else output
 
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Penultimate features (B, D) and logits (B, classes), in one pass."""

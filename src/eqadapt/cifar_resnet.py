@@ -54,6 +54,10 @@ class CifarResNet(nn.Module):
         self.layer2 = self._stage(width, 2 * width, blocks, 2)
         self.layer3 = self._stage(2 * width, 4 * width, blocks, 2)
         self.linear = nn.Linear(4 * width, num_classes)
+        self.feature_info = [  # as timm's models have it
+            {"module": f"layer{stage + 1}", "num_chs": width << stage, "reduction": 1 << stage}
+            for stage in range(3)
+        ]
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)

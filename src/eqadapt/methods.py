@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from eqadapt.errors import UserError
 
@@ -22,12 +23,17 @@ class Method:
         summary: One sentence for people.
         paper: Key of the paper in ``config/published.yaml`` or a citation.
         scorer: Who scores the poses: ``None`` (nobody), ``"image"`` (a network that looks at the
-            input, built from the study's ``scorer`` section), ``"true_pose"`` (the oracle), or a
-            key of ``eqadapt.view_scorers.VIEW_SCORERS`` (by the backbone's outputs on the views).
-        selection: How scores become weights: a name of ``eqadapt.symmetrize.SELECTIONS``.
+            input, built from the study's ``scorer`` section), ``"features"`` (a head on the
+            backbone's features of the input), ``"true_pose"`` (the oracle), or a key of
+            ``eqadapt.view_scorers.VIEW_SCORERS`` (by the backbone's outputs on the views).
+        selection: How scores become weights: a name of ``eqadapt.symmetrize.SELECTIONS``, or
+            ``"top_<k>"``.
         prior: ``None``, ``"identity"`` (the paper's: cross-entropy to the identity on inputs as
-            they are) or ``"rotated"`` (on randomly turned inputs, the applied element as target).
+            they are), ``"rotated"`` (on randomly turned inputs, the applied element as target) or
+            ``"distilled"`` (on randomly turned inputs, as target the poses on which the backbone
+            errs least, see ``eqadapt.distillation``).
         network: The scorer's network, where the method is bound to one; else the study's.
+        learns: Whether the scorer is trained; else it stays as it was drawn.
         contrast: The embeddings of the views are pushed apart (OptC).
         samples: Poses drawn in evaluation, for the selection ``"sample"``.
         rotates_input: Training inputs are turned by random elements of the group.
@@ -43,6 +49,7 @@ class Method:
     selection: str = "uniform"
     prior: str | None = None
     network: str | None = None
+    learns: bool = True
     contrast: bool = False
     samples: int = 1
     rotates_input: bool = False
@@ -54,6 +61,37 @@ class Method:
     def trains(self) -> bool:
         """Whether it has a checkpoint of its own."""
         return self.train_as is None
+
+    @property
+    def turns_inputs(self) -> bool:
+        """Whether it is trained on randomly turned images."""
+        return self.rotates_input or self.prior in ("rotated", "distilled")
+
+    @property
+    def distils(self) -> bool:
+        """Whether it learns from what the backbone, as training starts, says of the classes."""
+        return self.prior == "distilled"
+
+    @property
+    def least_order(self) -> int:
+        """Order of the smallest group that it can be asked for."""
+        top = re.fullmatch(r"top_(\d+)", self.selection)
+        return int(top[1]) if top else 1
+
+    @property
+    def departures(self) -> tuple[str, ...]:
+        """Where it departs from the equation with weights that turn with the input.
+
+        ``plain_scorer``: the scorer is no equivariant one, so that its poses turn with the input
+        only as far as it learnt that. ``sampling``: the equation holds for the mean over draws and
+        not for each of them. ``true_pose``: it is told the pose.
+        """
+        found = {
+            "plain_scorer": self.scorer == "features",
+            "sampling": self.selection == "sample",
+            "true_pose": self.scorer == "true_pose",
+        }
+        return tuple(name for name, present in found.items() if present)
 
 
 METHODS: dict[str, Method] = {}
@@ -177,6 +215,93 @@ register(
         contrast=True,
     )
 )
+for _network, _words in (("resnet", "a small ResNet"), ("wrn", "a small wide ResNet")):
+    for _name in ("optc", "optc_noprior"):
+        register(
+            replace(
+                METHODS[_name],
+                name=_name.replace("optc", f"optc_{_network}"),
+                summary=f"{METHODS[_name].summary} The network is {_words}.",
+                network=f"plain_{_network}",
+            )
+        )
+register(
+    Method(
+        name="optimised",
+        summary="Canonicalization by optimisation: the view of least energy, a plain network's, "
+        "trained by the task alone.",
+        paper="kaba2023",
+        scorer="image",
+        network="plain_cnn",
+        selection="argmax",
+    )
+)
+register(
+    Method(
+        name="frozen_canonicalizer",
+        summary="LC with the equivariant network as it was drawn: only the backbone is trained.",
+        paper="kaba2023",
+        scorer="image",
+        selection="argmax",
+        learns=False,
+    )
+)
+register(
+    Method(
+        name="fixed_energy",
+        summary="The view with the largest inner product with fixed noise; learns nothing.",
+        paper="Baltaji et al. 2023, arXiv 2310.09675",
+        scorer="image",
+        network="fixed_energy",
+        selection="argmax",
+        learns=False,
+    )
+)
+register(
+    Method(
+        name="moment_frame",
+        summary="The pose is the direction of the intensity's first moment; learns nothing.",
+        paper="arXiv 2602.20930",
+        scorer="image",
+        network="moment_frame",
+        selection="argmax",
+        learns=False,
+    )
+)
+register(
+    Method(
+        name="pca_frame",
+        summary="The pose is the principal axis of the intensity, its ends told apart by the third "
+        "moment; learns nothing.",
+        paper="Puny et al. 2022, arXiv 2110.03336",
+        scorer="image",
+        network="pca_frame",
+        selection="argmax",
+        learns=False,
+    )
+)
+register(
+    Method(
+        name="distil_prior",
+        summary="PRLC taught the pose on which the backbone errs least, in place of the identity, "
+        "on randomly turned images.",
+        paper="Schmidt, thesis under review (error-oracle distillation); formula of this project",
+        scorer="image",
+        selection="argmax",
+        prior="distilled",
+    )
+)
+register(
+    Method(
+        name="rotation_head",
+        summary="Artificial mental rotation: a plain head on the backbone's own features tells the "
+        "turn, which is undone; not exactly invariant.",
+        paper="Tuggener et al. 2023, arXiv 2311.08525",
+        scorer="features",
+        selection="argmax",
+        prior="rotated",
+    )
+)
 register(
     Method(
         name="equitune",
@@ -215,6 +340,16 @@ register(
 )
 register(
     Method(
+        name="equizero_ste",
+        summary="Equizero trained through the mean over all views (EquiSTE) in place of the view "
+        "it chose.",
+        paper="basu2023lambda",
+        scorer="confidence",
+        selection="argmax_equiste",
+    )
+)
+register(
+    Method(
         name="lps",
         summary="Probabilistic symmetrization: poses are drawn from the scorer's distribution, and "
         "the outputs averaged over ten draws.",
@@ -234,14 +369,15 @@ register(
         prior="identity",
     )
 )
-register(
-    Method(
-        name="top_2",
-        summary="PRLC with the two best views, weighted by their scores.",
-        paper="arXiv 2402.16077",
-        scorer="image",
-        selection="top_2",
-        prior="identity",
-        train_as="prlc",
+for _count, _words in ((2, "two"), (3, "three"), (4, "four")):
+    register(
+        Method(
+            name=f"top_{_count}",
+            summary=f"PRLC with the {_words} best views, weighted by their scores.",
+            paper="arXiv 2402.16077",
+            scorer="image",
+            selection=f"top_{_count}",
+            prior="identity",
+            train_as="prlc",
+        )
     )
-)

@@ -242,6 +242,14 @@ def _groups(config: Mapping[str, Any]) -> Iterator[Fault]:
             )
 
 
+def _order(group: str) -> float:
+    """Its order; infinite for a name that is none, which is another fault."""
+    try:
+        return parse_group(group).order
+    except UserError:
+        return math.inf
+
+
 def _methods(config: Mapping[str, Any]) -> Iterator[Fault]:
     if not set(config["methods"]) <= set(METHODS):
         load_plugins()
@@ -259,6 +267,13 @@ def _methods(config: Mapping[str, Any]) -> Iterator[Fault]:
                 f"it needs {method.train_as}'s checkpoints",
                 f"{method.train_as} beside it",
             )
+        for group in config["groups"]:
+            if method.least_order > _order(group):
+                yield (
+                    f"methods.{name}",
+                    f"{group} has fewer elements than the views it takes",
+                    f"groups of order {method.least_order} or more",
+                )
     for regime in config["regimes"]:
         if regime not in used and set(config["methods"]) <= set(METHODS):
             yield "regimes", f"no method of the study can be {regime}", ", ".join(sorted(used))
@@ -334,6 +349,14 @@ def _backbones(config: Mapping[str, Any]) -> Iterator[Fault]:
                 f"{weights} weights do not know the classes of {ignorant[0]}, so there is nothing "
                 "to freeze",
                 "pretrain, file; or regime joint and method vanilla beside it",
+            )
+        distilled = [m for m in config["methods"] if m in METHODS and METHODS[m].distils]
+        if "joint" in config["regimes"] and ignorant and distilled:
+            yield (
+                f"methods.{distilled[0]}",
+                f"{weights} weights of {name} do not know the classes of {ignorant[0]}, so there "
+                "is nothing to distil",
+                "weights pretrain or file; or regime frozen",
             )
         image = {**config["image"], **backbone.get("image", {})}
         if image["size"] < (image["backbone_size"] or 0):

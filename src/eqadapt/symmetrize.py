@@ -8,6 +8,8 @@ backbone, on the canonical image; the others one pass a view with weight.
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -44,12 +46,14 @@ class Selection:
         one_hot: All weight on the best pose: one pass of the backbone.
         weights: Scores (B, K) to weights (B, K) that sum to 1; unused when ``one_hot``.
         needs_scores: Whether it reads the scores at all.
+        needs_views: Whether it makes sense only where every view is passed: for view scorers.
     """
 
     name: str
     one_hot: bool = False
     weights: Callable[[Tensor], Tensor] | None = None
     needs_scores: bool = True
+    needs_views: bool = False
 
 
 def _uniform(scores: Tensor) -> Tensor:
@@ -74,12 +78,36 @@ SELECTIONS = {
     for selection in (
         Selection("identity", one_hot=True, needs_scores=False),
         Selection("argmax", one_hot=True),
+        Selection("argmax_equiste", one_hot=True, needs_views=True),
         Selection("sample", one_hot=True),
         Selection("uniform", weights=_uniform, needs_scores=False),
         Selection("softmax", weights=lambda scores: scores.softmax(dim=1)),
-        Selection("top_2", weights=lambda scores: top_k_weights(scores, 2)),
     )
 }
+_TOP = re.compile(r"top_([1-9]\d*)")
+
+
+def get_selection(name: str, order: int) -> Selection:
+    """The selection of that name, among them ``top_<k>`` for every k.
+
+    Args:
+        name: A key of ``SELECTIONS``, or ``top_<k>``: a softmax over the k best poses.
+        order: Of the group it is to select from.
+
+    Raises:
+        UserError: Unknown, or more poses than the group has.
+    """
+    top = _TOP.fullmatch(name)
+    if top is None and name not in SELECTIONS:
+        known = f"{', '.join(SELECTIONS)} or top_<k>"
+        raise UserError(f"unknown selection {name!r}", fix=f"one of: {known}")
+    if top is None:
+        return SELECTIONS[name]
+    if int(top[1]) > order:
+        raise UserError(
+            f"selection {name!r} of a group with {order} elements", fix=f"top_{order} at most"
+        )
+    return Selection(name, weights=functools.partial(top_k_weights, k=int(top[1])))
 
 
 def straight_through(views: Tensor, scores: Tensor) -> Tensor:
@@ -100,6 +128,11 @@ def straight_through(views: Tensor, scores: Tensor) -> Tensor:
     soft = scores.softmax(dim=1)
     surplus = (soft - soft.detach()).to(views.dtype)  # exactly zero, with the gradient of soft
     return chosen + torch.einsum("bk,bkchw->bchw", surplus, views)
+
+
+def with_gradient_of(value: Tensor, other: Tensor) -> Tensor:
+    """``value`` to the last bit forward, the gradient of ``other`` backward."""
+    return value.detach() + (other - other.detach())
 
 
 def gumbel_noise(scores: Tensor) -> Tensor:
@@ -166,7 +199,7 @@ class Symmetrized(nn.Module):
         backbone: Maps images (B, C, H, H) to logits (B, classes); with ``with_features=True`` also
             to features, where the view scorer needs them.
         action: The group action on images.
-        selection: Name in ``SELECTIONS``.
+        selection: Name of a selection: see ``get_selection``.
         scorer: Maps images to pose scores (B, K).
         view_scorer: Maps features and logits of the views to pose scores (B, K).
         samples: With the selection ``"sample"``: poses drawn an input in evaluation.
@@ -182,13 +215,11 @@ class Symmetrized(nn.Module):
         samples: int = 1,
     ) -> None:
         super().__init__()
-        if selection not in SELECTIONS:
-            raise UserError(
-                f"unknown selection {selection!r}", fix=f"one of: {', '.join(SELECTIONS)}"
-            )
-        self.selection = SELECTIONS[selection]
+        self.selection = get_selection(selection, action.group.order)
         if self.selection.needs_scores and scorer is None and view_scorer is None:
             raise UserError(f"selection {selection!r} needs a scorer")
+        if self.selection.needs_views and view_scorer is None:
+            raise UserError(f"selection {selection!r} needs a view scorer", fix="argmax")
         self.backbone = backbone
         self.scorer = scorer
         self.view_scorer = view_scorer
@@ -219,9 +250,10 @@ class Symmetrized(nn.Module):
 
     def pick(self, x: Tensor, scores: Tensor) -> Tensor:
         """The chosen pose of each image (B,), stable under quarter turns in evaluation."""
-        if self.training or self.scorer is None:
+        scorer = self.scorer
+        if self.training or scorer is None or not getattr(scorer, "equivariant", True):
             return scores.argmax(dim=1)
-        return choose(self.scorer, x, scores, self.action)
+        return choose(scorer, x, scores, self.action)
 
     @torch.no_grad()
     def canonicalize(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,7 +293,10 @@ class Symmetrized(nn.Module):
         chosen = None if scores is None else scores.argmax(dim=1)
         if self.selection.one_hot:
             assert chosen is not None
-            return Output(outputs[torch.arange(len(x), device=x.device), chosen], scores, chosen)
+            picked = outputs[torch.arange(len(x), device=x.device), chosen]
+            if self.selection.name == "argmax_equiste":
+                picked = with_gradient_of(picked, outputs.mean(dim=1))
+            return Output(picked, scores, chosen)
         assert self.selection.weights is not None
         weights = self.selection.weights(given)
         logits = torch.einsum("bk,bkc->bc", weights.to(outputs.dtype), outputs)

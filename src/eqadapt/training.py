@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from eqadapt import checkpoint
 from eqadapt.adaptation import ImageScorer
+from eqadapt.distillation import moved_targets, pose_targets
 from eqadapt.errors import UserError
 from eqadapt.evaluation import orbit_accuracy
 from eqadapt.losses import prior_loss
@@ -106,10 +107,11 @@ def build_optimizer(model: Symmetrized, train: Mapping[str, Any], frozen: bool) 
         groups.append({"params": decay, "lr": train["lr"], "weight_decay": train["weight_decay"]})
         groups.append({"params": plain, "lr": train["lr"], "weight_decay": 0.0})
     scorer = model.scorer or model.view_scorer
-    if scorer is not None and any(True for _ in scorer.parameters()):
+    learnt = [p for p in scorer.parameters() if p.requires_grad] if scorer is not None else []
+    if learnt:
         groups.append(
             {
-                "params": list(scorer.parameters()),
+                "params": learnt,
                 "lr": train["scorer_lr"],
                 "weight_decay": train["scorer_weight_decay"],
             }
@@ -168,6 +170,7 @@ class Trainer:
         self.best_epoch, self.best_score = -1, -math.inf
         self.best: dict[str, Tensor] | None = None
         self.prior_only = frozen and method.prior is not None
+        self.targets: Tensor | None = None  # of a distilled prior, (N, K)
         if frozen:
             model.backbone.requires_grad_(False)
         if self.train_options["channels_last"]:
@@ -185,6 +188,8 @@ class Trainer:
         """
         epochs = self.train_options["epochs"] if self.optimizer is not None else 0
         patience = self.train_options["patience"]
+        if self.method.distils and epochs:
+            self.targets = self._pose_targets()  # of the backbone as it starts, resumed or not
         self._resume()
         while len(self.history) < epochs and not self._patience_spent(patience):
             start = time.perf_counter()
@@ -264,7 +269,7 @@ class Trainer:
         return row | (self._validate() if self._is_due(epoch, epochs) else {})
 
     def _step(self, rows: Tensor) -> Tensor:
-        loss, parts = self._loss(self.data.images[rows], self.data.labels[rows])
+        loss, parts = self._loss(rows)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.train_options["grad_clip"]:
@@ -272,17 +277,33 @@ class Trainer:
         self.optimizer.step()
         return torch.stack([loss.detach(), *parts]).float()
 
-    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _pose_targets(self) -> Tensor:
+        return pose_targets(
+            self.model.backbone,
+            self.model.action,
+            self.data.images,
+            self.data.labels,
+            self.pipeline.to_act_size,
+            self.train_options["distil_temperature"],
+            self.recipe["evaluate"]["batch_size"],
+        )
+
+    def _loss(self, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
         options, method, action = self.train_options, self.method, self.model.action
-        x = action.masked(self.pipeline.augmented(images))
+        labels = self.data.labels[rows]
+        x, mirrored = self.pipeline.augmented(self.data.images[rows])
+        x = action.masked(x)
         pose = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        if method.rotates_input or method.prior == "rotated":
+        if method.turns_inputs:
             pose = torch.randint(0, action.group.order, (len(x),), device=x.device)
             x = action.act(x, pose)
+        target = pose
+        if self.targets is not None:
+            target = moved_targets(self.targets[rows], mirrored, pose, action.group)
         zero = x.new_zeros(())
         if self.prior_only:
             assert self.model.scorer is not None
-            prior = prior_loss(self.model.scorer(x), pose)
+            prior = prior_loss(self.model.scorer(x), target)
             return options["prior_weight"] * prior + self._contrast(x), [zero, prior.detach(), zero]
         with self._autocast():
             output = self.network(x)
@@ -290,7 +311,7 @@ class Trainer:
         loss = options["task_weight"] * task
         prior = zero
         if method.prior is not None:
-            prior = prior_loss(output.pose_logits, pose)
+            prior = prior_loss(output.pose_logits, target)
             loss = loss + options["prior_weight"] * prior
         correct = (output.logits.argmax(dim=1) == labels).sum()
         return loss + self._contrast(x), [task.detach(), prior.detach(), correct]

@@ -61,7 +61,11 @@ class LambdaNetwork(nn.Module):
         return self.layers(self.norm(features.detach().float())).squeeze(-1)
 
 
-VIEW_SCORERS = {"confidence": Confidence, "entropy": NegativeEntropy, "lambda": LambdaNetwork}
+VIEW_SCORERS: dict[str, type[nn.Module]] = {
+    "confidence": Confidence,
+    "entropy": NegativeEntropy,
+    "lambda": LambdaNetwork,
+}
 
 
 def build_view_scorer(name: str, features: int) -> nn.Module:
@@ -72,4 +76,5 @@ def build_view_scorer(name: str, features: int) -> nn.Module:
     """
     if name not in VIEW_SCORERS:
         raise UserError(f"unknown view scorer {name!r}", fix=f"one of: {', '.join(VIEW_SCORERS)}")
-    return LambdaNetwork(features) if name == "lambda" else VIEW_SCORERS[name]()
+    scorer = VIEW_SCORERS[name]
+    return scorer(features) if getattr(scorer, "needs_features", False) else scorer()

@@ -68,9 +68,9 @@ class ViewRater(PoseScorer):
 class FixedEnergy(ViewRater):
     """The inner product of each view with fixed noise: canonicalization without any learning.
 
-    Every learnt canonicalizer must beat it. The form of Basu et al. 2023 (multi-group), with what
-    it lacks: the noise is drawn once, not at every call, and views have mean zero, so that neither
-    the brightness of the image nor the mean of the noise decides. Scores are ten times cosines.
+    Every learnt canonicalizer must beat it. The form of Baltaji et al. 2023, with what it
+    lacks: the noise is drawn once, not at every call, and views have mean zero, so that neither the
+    brightness of the image nor the mean of the noise decides. Scores are ten times cosines.
 
     Args:
         group: Any C_n.

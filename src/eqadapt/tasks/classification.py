@@ -60,10 +60,18 @@ class ImagePipeline:
         )
         return x.clamp(0.0, 1.0)
 
-    def augmented(self, images: Tensor) -> Tensor:
-        """Training images (B, C, h, h) uint8 to (B, C, size, size) float32, at random."""
+    def augmented(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Training images at random, and which of them were mirrored.
+
+        Args:
+            images: (B, C, h, h) uint8.
+
+        Returns:
+            (B, C, size, size) float32, and (B,) bool.
+        """
         if self.crop_padding:
             images = random_shift(images, self.crop_padding)
+        mirrored = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         if self.flip:
             mirrored = torch.rand(len(images), device=images.device) < 0.5
             images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
@@ -71,7 +79,7 @@ class ImagePipeline:
         if self.jitter_degrees:
             angles = torch.empty(len(x), device=x.device).uniform_(-1, 1) * self.jitter_degrees
             x = rotate(x, angles, "bicubic").clamp(0.0, 1.0)
-        return x
+        return x, mirrored
 
 
 def random_shift(images: Tensor, padding: int) -> Tensor:
