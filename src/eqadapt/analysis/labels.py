@@ -67,6 +67,50 @@ _LISTED = (
         "The same network fine-tuned on images turned by random elements of the group.",
     ),
     (
+        "fixed_energy",
+        "Fixed energy",
+        "#b3a08a",
+        "x",
+        "dotted",
+        "Canonicalization without learning: the turned copy that agrees most with fixed noise "
+        "is canonical, and the network is fine-tuned on canonical images.",
+    ),
+    (
+        "moment_frame",
+        "Moment frame",
+        "#8c6d31",
+        "<",
+        "dotted",
+        "The input is turned so that the first moment of its intensity points up.",
+    ),
+    (
+        "pca_frame",
+        "PCA frame",
+        "#bd9e39",
+        ">",
+        "dotted",
+        "The input is turned so that the principal axis of its intensity is upright, the third "
+        "moment telling its ends apart.",
+    ),
+    (
+        "frozen_canonicalizer",
+        "Frozen canonicalizer",
+        "#9ecae1",
+        "^",
+        "dotted",
+        "LC whose equivariant network stays as it was drawn at random: the network learns to "
+        "read whatever pose it picks.",
+    ),
+    (
+        "optimised",
+        "Optimised canonicalization",
+        "#6baed6",
+        "v",
+        "dotted",
+        "The turned copy of least energy is canonical; a plain network gives the energy and is "
+        "trained by the task alone.",
+    ),
+    (
         "lc",
         "LC",
         "#56b4e9",
@@ -111,6 +155,22 @@ _LISTED = (
         "OptC trained without the pull towards the identity on upright images.",
     ),
     (
+        "optc_resnet",
+        "OptC (ResNet)",
+        "#e6550d",
+        "P",
+        "dashed",
+        "OptC with a small ResNet as the network that embeds the turned copies.",
+    ),
+    (
+        "optc_wrn",
+        "OptC (wide ResNet)",
+        "#a63603",
+        "P",
+        "dashdot",
+        "OptC with a small wide ResNet as the network that embeds the turned copies.",
+    ),
+    (
         "equitune",
         "Equitune",
         "#332288",
@@ -150,6 +210,14 @@ _LISTED = (
         "4",
         "dashed",
         "The output for the turned copy whose class probabilities have the least entropy.",
+    ),
+    (
+        "equizero_ste",
+        "Equizero (EquiSTE)",
+        "#c994c7",
+        "<",
+        "dashed",
+        "Equizero trained through the mean over all turned copies in place of the one it chose.",
     ),
     (
         "weighted_frame",
@@ -217,6 +285,15 @@ _LISTED = (
         "PRLC taught the pose on which the frozen network errs least, instead of the identity.",
     ),
     (
+        "rotation_head",
+        "Rotation head",
+        "#31a354",
+        "s",
+        "dashed",
+        "A plain head on the network's own features tells how the input is turned; the turn is "
+        "undone and the network asked again.",
+    ),
+    (
         "lc_offset",
         "LC (offset)",
         "#88ccee",
@@ -252,6 +329,7 @@ _VARIANTS = {
     "_mean": "mean",
     "_top_2": "top 2",
     "_top_3": "top 3",
+    "_noprior": "no prior",
 }
 _SPELT = {"knn": "kNN", "pcknn": "per-class kNN", "vim": "ViM", "mahalanobis": "Mahalanobis"}
 _SPELT |= {"prlc": "PRLC", "lc": "LC", "focal": "FoCal", "optc": "OptC", "top": "Top"}
@@ -308,6 +386,8 @@ def _made_label(name: str) -> str:
     for prefix, label in _FAMILIES.items():
         if name.startswith(prefix):
             return f"{label} {_words(name.removeprefix(prefix))}"
+    if re.fullmatch(r"top_\d+", name):
+        return f"Top-{name.removeprefix('top_')} poses"
     words = _words(name)
     return words[:1].upper() + words[1:] if words[:1] == name[:1] else words
 
