@@ -153,7 +153,7 @@ def test_scores_agree_with_pytorch_ood(training, test_views):
     assert correlation("entropy", detectors.Entropy.score(logits)) > 0.9999
 
 
-@pytest.mark.parametrize("name", sorted(set(EVIDENCE) - {"its_paper", "its_circular"}))
+@pytest.mark.parametrize("name", sorted(set(EVIDENCE) - {"its_paper", "its_circular", "lambda"}))
 def test_the_upright_view_scores_highest(name, training, test_views):
     scores = fitted(name, training).score(test_views.logits, test_views.features)
     assert scores.shape == (100, K)
@@ -202,6 +202,35 @@ def test_the_learned_energy_follows_from_its_seed_alone(training, test_views):
     assert first.num_parameters == (D + 2 * C + 1 + 1) * 128 + 128 + 1
 
 
+def test_lambda_starts_as_equitune_and_learns_by_the_task(training, test_views):
+    arrays = test_views.logits, test_views.features
+    start = fitted("lambda", training, epochs=0)
+    assert np.all(start.score(*arrays) == 0.0)  # equal weights
+    learned = fitted("lambda", training, epochs=30, batch_size=50, lr=3e-3)
+    weights = scipy.special.softmax(learned.score(*arrays), axis=1)
+    assert np.all(weights > 0)
+
+    def loss(by_view):
+        means = (by_view[..., None] * test_views.logits).sum(axis=1)
+        return -scipy.special.log_softmax(means, axis=1)[np.arange(100), test_views.label].mean()
+
+    assert loss(weights) < 0.5 * loss(np.full_like(weights, 1 / K))
+
+
+def test_lambda_is_not_told_the_pose_and_follows_from_its_seed_alone(training, test_views):
+    arrays = test_views.logits, test_views.features
+    untold = TrainingViews(training.logits, training.features, training.label, 0 * training.pose)
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first = fitted("lambda", training, seed=1, epochs=2)
+    assert torch.equal(before, torch.random.get_rng_state())
+    second = fitted("lambda", untold, seed=1, epochs=2)
+    other = fitted("lambda", training, seed=2, epochs=2)
+    np.testing.assert_array_equal(first.score(*arrays), second.score(*arrays))
+    assert not np.array_equal(first.score(*arrays), other.score(*arrays))
+    assert first.num_parameters == 2 * D + (D + 1) * 100 + 101 * 100 + 101
+
+
 def test_inverse_transformation_search_finds_the_peak():
     angles = np.arange(36)
     distance = np.minimum(angles, 36 - angles)
@@ -243,6 +272,8 @@ def test_what_cannot_work_is_refused(training):
         build_evidence("vim", share=1.0).fit(training)
     with pytest.raises(UserError, match="not fitted"):
         build_evidence("features").score(training.logits, training.features)
+    with pytest.raises(UserError, match="not fitted"):
+        build_evidence("lambda").score(training.logits, training.features)
     with pytest.raises(UserError, match="no half turn"):
         build_evidence("its_paper").score(training.logits[:, :7], training.features)
     bent = TrainingViews(training.logits**2, training.features, training.label, training.pose)

@@ -51,7 +51,8 @@ QUICK = {"evidence.epochs": 1, "evidence.hidden": 8}
 
 
 def options(method: TestTimeMethod, **more):
-    return {**(QUICK if method.evidence == "features" else {}), **more}
+    learned = method.evidence is not None and EVIDENCE[method.evidence].learned
+    return {**(QUICK if learned else {}), **more}
 
 
 def views(order: int = 4, evidence: str | None = "energy", pose: int = 0) -> Views:

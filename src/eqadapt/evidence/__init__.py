@@ -17,6 +17,7 @@ from eqadapt.evidence.features import Knn, Mahalanobis, PerClassKnn, Vim
 from eqadapt.evidence.learned import FeaturesPrior
 from eqadapt.evidence.outputs import Confidence, Energy, Entropy, FocalSelf
 from eqadapt.evidence.search import ItsCircular, ItsPaper
+from eqadapt.evidence.weights import LambdaWeights
 
 __all__ = [
     "EVIDENCE",
@@ -88,5 +89,6 @@ for _entry in (
     EvidenceEntry("its_paper", "arXiv 2405.03730", ItsPaper),
     EvidenceEntry("its_circular", "arXiv 2405.03730", ItsCircular),
     EvidenceEntry("features", "this project", FeaturesPrior, fitted=True, learned=True),
+    EvidenceEntry("lambda", "basu2023lambda", LambdaWeights, fitted=True, learned=True),
 ):
     register_evidence(_entry)

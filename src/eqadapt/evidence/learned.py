@@ -6,7 +6,6 @@ among the views of an input, the upright one should score highest. The backbone 
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from eqadapt.errors import UserError
 from eqadapt.evidence.base import Array, TrainingViews, log_softmax, logsumexp
+from eqadapt.evidence.fitting import count_parameters, score_in_double, train_network
 
 
 def view_inputs(logits: Array, features: Array) -> NDArray[np.float32]:
@@ -75,9 +75,7 @@ class FeaturesPrior:
     @property
     def num_parameters(self) -> int:
         """Trained numbers; 0 before ``fit``."""
-        if self.network is None:
-            return 0
-        return sum(parameter.numel() for parameter in self.network.parameters())
+        return count_parameters(self.network)
 
     def _build(self, inputs: int) -> Any:
         from torch import nn
@@ -113,21 +111,15 @@ class FeaturesPrior:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             network = self._build(training.features.shape[-1] + 2 * training.logits.shape[-1] + 1)
-            optimizer = torch.optim.AdamW(
-                network.parameters(), lr=self.lr, weight_decay=self.weight_decay
+            self.network = train_network(
+                network,
+                lambda rows: F.cross_entropy(network(inputs[rows]).squeeze(-1), target[rows]),
+                len(inputs),
+                epochs=self.epochs,
+                batch_size=self.batch_size,
+                lr=self.lr,
+                weight_decay=self.weight_decay,
             )
-            batch = min(self.batch_size, len(inputs))
-            steps = self.epochs * (len(inputs) // batch)
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-            for _ in range(self.epochs):
-                order = torch.randperm(len(inputs))
-                for rows in order[: len(order) // batch * batch].view(-1, batch):
-                    loss = F.cross_entropy(network(inputs[rows]).squeeze(-1), target[rows])
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimizer.step()
-                    schedule.step()
-        self.network = network.eval()
         self.seconds = time.perf_counter() - started
         return self
 
@@ -141,12 +133,9 @@ class FeaturesPrior:
 
         if self.network is None:
             raise UserError("features_prior is not fitted", fix="call fit on training views first")
-        # in float64, so that the place of a view in a batch moves its score by nothing that counts
-        network = copy.deepcopy(self.network).double()
-        found = []
-        with torch.inference_mode():
-            for start in range(0, len(logits), 2048):
-                rows = slice(start, start + 2048)
-                x = torch.from_numpy(view_inputs(logits[rows], features[rows])).double()
-                found.append(network(self._see((x - self.centre) / self.scale)).squeeze(-1))
-        return torch.cat(found).numpy()
+
+        def scores(network: Any, rows: slice) -> Any:
+            x = torch.from_numpy(view_inputs(logits[rows], features[rows])).double()
+            return network(self._see((x - self.centre) / self.scale)).squeeze(-1)
+
+        return score_in_double(self.network, scores, len(logits))

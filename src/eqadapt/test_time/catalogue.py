@@ -33,6 +33,17 @@ for _name, _space in (
 
 register(
     TestTimeMethod(
+        name="lambda_equitune",
+        summary="A mean over views with weights that a small network reads off the features, "
+        "trained by the task.",
+        paper=_EQUIZERO,
+        selection="mean",
+        evidence="lambda",
+        defaults={"space": "logits"},
+    )
+)
+register(
+    TestTimeMethod(
         name="boltzmann",
         summary="A mean over views weighted by exp(-energy / temperature): equizero when cold, "
         "equitune when hot.",
