@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -83,6 +84,7 @@ _HEADINGS = (
     Column("right in all poses"),
     Column("one prediction"),
     Column("largest difference"),
+    Column("energies"),
 )
 
 
@@ -92,8 +94,9 @@ def markdown(table: pd.DataFrame) -> str:
         "# Invariance to several groups at once",
         "",
         "Test images in every pose of the group; rates in percent. The methods with a fixed energy "
-        "are means over its draws. Intervals: bootstrap over images. Largest difference: of a "
-        "log-probability between a pose and upright, over all images.",
+        "are means over its draws; the last column holds the worst and the best of them. "
+        "Intervals: bootstrap over images. Largest difference: of a log-probability (of no less "
+        "than -30) between a pose and upright, over all images.",
         "",
     ]
     for key, rows in table.groupby(["dataset", "backbone", "group"], sort=False):
@@ -118,8 +121,16 @@ def _cells(rows: pd.DataFrame) -> Iterator[list[Text]]:
             share(row["all_poses_right"]),
             share(row["orbit_agreement"]),
             points(row["largest_difference"], 2) if row["largest_difference"] else "0",
+            _by_energy(row),
         ]
         yield [Text(text) for text in texts]
+
+
+def _by_energy(row: Mapping[Hashable, Any]) -> str:
+    if not row["energies"]:
+        return ""
+    low, high = row["group_avg_lowest_energy"], row["group_avg_highest_energy"]
+    return f"{share(low)} to {share(high)}"
 
 
 def write_product_tables(folder: Path) -> list[Path]:
