@@ -147,6 +147,7 @@ class StudySpec:
     name: str = "digits"
     title: str = ""
     datasets: Sequence[str] = ("digits",)
+    dataset_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     backbones: Sequence[str] = ("resnet10t", "vit_tiny")
     groups: Sequence[str] = ("C4", "C8")
     seeds: Sequence[int] = (0, 1, 2)
@@ -166,7 +167,7 @@ def make_study(folder: Path, spec: StudySpec = StudySpec()) -> Path:
         "study": spec.name,
         "title": spec.title,
         "reduced": spec.reduced,
-        "datasets": {name: {} for name in spec.datasets},
+        "datasets": {name: dict(spec.dataset_options.get(name, {})) for name in spec.datasets},
         "backbones": {name: {"model": name} for name in spec.backbones},
         "regimes": list(spec.regimes),
         "methods": {name: {} for name in spec.behaviours},

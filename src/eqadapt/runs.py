@@ -32,6 +32,7 @@ from eqadapt.study import Run, Study
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import ImagePipeline
 from eqadapt.training import HISTORY_COLUMNS, LabelledImages, Row, Trainer
+from eqadapt.zero_shot import is_zero_shot, write_class_vectors
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class StudyFiles:
     def pretrained(self, dataset: str, backbone: str) -> Path:
         """Weights left by the pretraining rule."""
         return self.results / "pretrained" / f"{dataset}-{backbone}.safetensors"
+
+    def class_vectors(self, dataset: str, backbone: str) -> Path:
+        """What a zero-shot classifier knows of the classes; made where it is missing."""
+        return self.scratch / "class_vectors" / f"{dataset}-{backbone}.safetensors"
 
     def state(self, stem: str) -> Path:
         """Progress of a run or a pretraining."""
@@ -168,6 +173,10 @@ class StudyRunner:
         weights = None
         if recipe["backbone"]["weights"] == "pretrain":
             weights = self.files.pretrained(run.dataset, run.backbone)
+        elif is_zero_shot(recipe["backbone"]):
+            weights = self.files.class_vectors(run.dataset, run.backbone)
+            train = self.data(run.dataset).train
+            write_class_vectors(weights, recipe, train, self.device)
         return build_backbone(recipe, kind, weights)
 
     def model(self, run: Run, recipe: dict[str, Any]) -> Symmetrized:
@@ -212,6 +221,7 @@ class StudyRunner:
                 **run.as_dict(),
                 **identity,
                 **provenance(self.device),
+                "n_train": len(data.train.labels),
                 "train_seconds": round(result.seconds, 3),
                 "params_backbone": count_parameters(model.backbone),
                 "params_added": added,

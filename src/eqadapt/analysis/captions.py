@@ -10,6 +10,7 @@ TITLES: dict[str, str] = {
     "training_curves": "Training",
     "gallery": "Inputs and their canonical forms",
     "accuracy_against_cost": "Accuracy against inference cost",
+    "accuracy_against_training_size": "Accuracy against the number of training images",
     "accuracy_against_temperature": "From equizero to equitune",
 }
 
@@ -25,6 +26,9 @@ CAPTIONS: dict[str, str] = {
     "chosen_poses": "Chosen pose minus applied pose, in percent of test images; a method that "
     "recovers every pose has 100 at 0°. Upright: inputs as they are. Multiples of 90°: pixels move "
     "without resampling. Other angles of {group}: inputs are resampled.",
+    "accuracy_against_training_size": "Mean test accuracy over the {group} poses against the "
+    "number of training images (logarithmic), mean and 95% interval over seeds. All sizes are tested on "
+    "the same images.",
     "training_curves": "Loss of the task, prior loss, and on the validation images accuracy "
     "upright and over {group} (methods with a group) and the share of upright images left upright. "
     "Mean and range over seeds.",
@@ -50,6 +54,10 @@ SOURCES: dict[str, tuple[str, str]] = {
     "accuracy_against_temperature": (
         "temperatures/*.parquet",
         "eqadapt.analysis.figures.temperature",
+    ),
+    "accuracy_against_training_size": (
+        "predictions/*.parquet",
+        "eqadapt.analysis.figures.training_size",
     ),
     "gallery": ("galleries/*.safetensors", "eqadapt.analysis.figures.gallery"),
 }

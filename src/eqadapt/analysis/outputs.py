@@ -28,6 +28,8 @@ FIGURES = (
 # Studies of test-time methods have dozens of them: one table, and the figures that hold so many.
 TEST_TIME_TABLES = ("methods",)
 TEST_TIME_FIGURES = ("accuracy_against_cost", "accuracy_against_temperature")
+# Of studies with several parts of one data set.
+TRAINING_SIZE = "accuracy_against_training_size"
 GALLERY = "gallery"
 FIGURE_FORMATS = ("svg", "png")
 
@@ -94,6 +96,10 @@ def figure_files(config: Mapping[str, Any]) -> list[str]:
     cells = list(product(names(config, "datasets"), regimes(config), groups(config)))
     stems = [figure_stem(figure, *cell) for figure in figures(config) for cell in cells]
     stems += [gallery_stem(*cell) for cell in gallery_cells(config)]
+    stems += [
+        figure_stem(TRAINING_SIZE, *cell)
+        for cell in product(training_sizes(config), regimes(config), groups(config))
+    ]
     return [f"{stem}.{form}" for stem in stems for form in FIGURE_FORMATS]
 
 
@@ -103,3 +109,19 @@ def gallery_cells(config: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         return []
     named = (names(config, "datasets"), names(config, "backbones"))
     return list(product(*named, regimes(config), groups(config)))
+
+
+def training_sizes(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Source -> its entries, for sources of which the study trains on several parts."""
+    datasets = config.get("datasets")
+    if test_time(config) or not isinstance(datasets, Mapping):
+        return {}
+    by_source: dict[str, dict[str, Any]] = {}
+    for name, options in datasets.items():
+        source = str((options or {}).get("source") or name)
+        by_source.setdefault(source, {})[name] = (options or {}).get("limit_train")
+    return {
+        source: list(limits)
+        for source, limits in by_source.items()
+        if len(set(limits.values())) > 1
+    }

@@ -238,8 +238,9 @@ def _published_view(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def figure_sections(results: Results) -> list[dict[str, Any]]:
     """Figures by data set, regime and group, the finest group first."""
-    layout, sections = results.layout, []
+    layout = results.layout
     commit = next(iter(narrative.known(results.metrics["commit"])), "")
+    sections = _training_size_sections(results, commit)
     for dataset in layout["datasets"]:
         for regime in layout["regimes"]:
             for group in reversed(layout["groups"]):
@@ -259,6 +260,18 @@ def figure_sections(results: Results) -> list[dict[str, Any]]:
                 ]
                 title = f"{dataset_label(dataset)}, {group}, {regime}"
                 sections.append({"title": title, "pictures": pictures})
+    return sections
+
+
+def _training_size_sections(results: Results, commit: str) -> list[dict[str, Any]]:
+    layout, sections = results.layout, []
+    for source in outputs.training_sizes(results.config):
+        for regime in layout["regimes"]:
+            for group in reversed(layout["groups"]):
+                stem = outputs.figure_stem(outputs.TRAINING_SIZE, source, regime, group)
+                picture = _picture(results, outputs.TRAINING_SIZE, "", stem, group, commit)
+                title = f"{dataset_label(source)}, all sizes, {group}, {regime}"
+                sections.append({"title": title, "pictures": [picture]})
     return sections
 
 

@@ -24,6 +24,7 @@ from eqadapt.analysis.figures.poses import chosen_poses
 from eqadapt.analysis.figures.scatter import upright_vs_cn_avg
 from eqadapt.analysis.figures.style import placeholder, save, themed
 from eqadapt.analysis.figures.temperature import accuracy_against_temperature
+from eqadapt.analysis.figures.training_size import accuracy_against_training_size
 from eqadapt.analysis.results import Results
 
 FIGURES: dict[str, Callable[[Results, list[Cell]], Figure | None]] = {
@@ -52,6 +53,18 @@ def write_figures(results: Results) -> list[Path]:
         for parts in [] if results.test_time else _gallery_cells(layout):
             figure = draw_gallery(results, Cell(*parts))
             stem = outputs.gallery_stem(*parts)
+            written += save(figure or placeholder(), results.folder / stem)
+        written += _write_training_sizes(results)
+    return written
+
+
+def _write_training_sizes(results: Results) -> list[Path]:
+    layout, written = results.layout, []
+    for source, entries in outputs.training_sizes(results.config).items():
+        for regime, group in product(layout["regimes"], layout["groups"]):
+            cells = [c for c in results.cells(regime, group) if c.dataset in entries]
+            figure = accuracy_against_training_size(results, cells, source) if cells else None
+            stem = outputs.figure_stem(outputs.TRAINING_SIZE, source, regime, group)
             written += save(figure or placeholder(), results.folder / stem)
     return written
 
