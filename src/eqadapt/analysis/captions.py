@@ -27,8 +27,8 @@ CAPTIONS: dict[str, str] = {
     "recovers every pose has 100 at 0°. Upright: inputs as they are. Multiples of 90°: pixels move "
     "without resampling. Other angles of {group}: inputs are resampled.",
     "accuracy_against_training_size": "Mean test accuracy over the {group} poses against the "
-    "number of training images (logarithmic), mean and 95% interval over seeds. All sizes are tested on "
-    "the same images.",
+    "number of training images (logarithmic), mean and 95% interval over seeds. All sizes are "
+    "tested on the same images.",
     "training_curves": "Loss of the task, prior loss, and on the validation images accuracy "
     "upright and over {group} (methods with a group) and the share of upright images left upright. "
     "Mean and range over seeds.",
