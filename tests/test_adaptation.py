@@ -232,3 +232,14 @@ def test_a_method_is_added_from_outside_the_package(tmp_path):
         check=False,
     )
     assert "['soft_prlc', 'vanilla']" in found.stdout, found.stderr
+
+
+def test_the_equivariant_twin_is_invariant_to_quarter_turns_and_no_larger():
+    plain, twin = (build_network(name, 10, 1).eval() for name in ("mnist_cnn", "mnist_gcnn"))
+    x = torch.randn(8, 1, 28, 28)
+    for turns in (1, 2, 3):
+        gap = (twin(x) - twin(torch.rot90(x, turns, (-2, -1)))).abs().max()
+        assert gap < 1e-5
+        assert (plain(x) - plain(torch.rot90(x, turns, (-2, -1)))).abs().max() > 10 * gap
+    sizes = [sum(p.numel() for p in network.parameters()) for network in (plain, twin)]
+    assert sizes[1] <= sizes[0]

@@ -163,12 +163,28 @@ def test_the_rules_hold_on_the_published_figures_they_come_from():
 def test_a_later_study_replaces_a_claim_that_was_not_run(monkeypatch):
     monkeypatch.setattr(claims_module, "CLAIMS", dict(CLAIMS))
     new = Claim(
-        "K9", "OptC", "panigrahi2024", (Check(Term("optc", "acc"), Term("lc", "acc"), "ahead"),)
+        "K14", "Clouds", "kaba2023", (Check(Term("optc", "acc"), Term("lc", "acc"), "ahead"),)
     )
     assert register(new) is new
-    with pytest.raises(UserError, match="two claims are named 'K9'"):
+    with pytest.raises(UserError, match="two claims are named 'K14'"):
         register(dataclasses.replace(new, text="another"))
     assert list(claims_module.CLAIMS) == list(CLAIMS)
+
+
+def test_a_claim_may_compare_groups(tmp_path):
+    spec = StudySpec(images=80, behaviours=BEHAVIOURS, groups=("C4", "C8"), poses=8)
+    results = open_results(make_study(tmp_path, spec))
+    check = Check(Term("vanilla", "cn_avg"), Term("vanilla", "cn_avg", "C4"), "at_most", 0.0)
+    claim = Claim("K99", "Finer groups are harder.", "mondal2023", (check,))
+    entry = judge(claim, results, load_published(PUBLISHED))["cells"][0]
+    judged = entry["checks"][0]
+    means = {
+        cell.group: np.mean([e.correct.mean() for e in results.at(cell)["vanilla"].values()])
+        for cell in results.cells()
+        if cell.backbone == entry["backbone"]
+    }
+    assert judged["text"] == "Vanilla C8-Avg minus Vanilla (C4) C4-Avg at most 0 points"
+    assert judged["difference_points"] == pytest.approx(100 * (means["C8"] - means["C4"]))
 
 
 def test_verb_writes_plain_json(tmp_path, capsys):

@@ -187,7 +187,8 @@ def build_network(
     """The bare network of that name.
 
     Args:
-        model: ``resnet_small``, ``vit_small``, ``cifar_resnet{20,32,44,56}`` or a name of timm.
+        model: ``resnet_small``, ``vit_small``, ``cifar_resnet{20,32,44,56}``, ``mnist_cnn``,
+            ``mnist_gcnn`` or a name of timm.
         num_classes: Outputs of the (new) head.
         in_channels: Image channels.
         pretrained: Load timm's own pretrained weights (needs the network or timm's cache).
@@ -207,6 +208,13 @@ def build_network(
         from eqadapt.cifar_resnet import CifarResNet
 
         return CifarResNet(int(depth), num_classes, in_channels, **options)
+    if model in ("mnist_cnn", "mnist_gcnn"):
+        from eqadapt.mnist_cnn import MnistCNN
+
+        if pretrained:
+            raise UserError(f"no pretrained weights for {model!r}", fix="weights: pretrain")
+        order = 4 if model == "mnist_gcnn" else 1
+        return MnistCNN(num_classes, in_channels, **{"group_order": order, **options})
     base, preset = _SMALL.get(model, (model, {}))
     if pretrained and model in _SMALL:
         raise UserError(f"no pretrained weights for {model!r}", fix="weights: pretrain")
@@ -225,11 +233,11 @@ def normalisation(
     return list(mean or own_mean), list(std or own_std or ())
 
 
-def load_weights_file(network: nn.Module, path: str | Path, sha256: str | None) -> None:
-    """Load a user's state dict (safetensors, or a torch file read without unpickling code).
+def read_weights_file(path: str | Path, sha256: str | None) -> dict[str, Tensor]:
+    """A user's state dict (safetensors, or a torch file read without unpickling code).
 
     Raises:
-        UserError: No file, another checksum, or another architecture or class count.
+        UserError: No file, or another checksum.
     """
     path = Path(path)
     if not path.is_file():
@@ -246,8 +254,16 @@ def load_weights_file(network: nn.Module, path: str | Path, sha256: str | None) 
     else:
         state = torch.load(path, map_location="cpu", weights_only=True)
     state = state.get("state_dict", state)
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    load_state(network, state, where=str(path))
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def load_weights_file(network: nn.Module, path: str | Path, sha256: str | None) -> None:
+    """Load a user's state dict.
+
+    Raises:
+        UserError: No file, another checksum, or another architecture or class count.
+    """
+    load_state(network, read_weights_file(path, sha256), where=str(path))
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

@@ -27,7 +27,17 @@ OWN_BACKBONES = (
     "cifar_resnet32",
     "cifar_resnet44",
     "cifar_resnet56",
+    "mnist_cnn",
+    "mnist_gcnn",
 )
+OPEN_CLIP = "open_clip:"
+_ZERO_SHOT_OPTIONS: dict[str, tuple[type, ...]] = {
+    "shots": (int,),
+    "scale": (int, float),
+    "templates": (str, list),
+    "class_names": (str, list, dict),
+    "pretrained": (str,),
+}
 _LISTS = ("datasets", "backbones", "groups", "methods")
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
@@ -316,14 +326,49 @@ def timm_names() -> frozenset[str]:
 
 
 def _known_backbone(model: str) -> bool:
-    elsewhere = model.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+    elsewhere = model.startswith((OPEN_CLIP, "hf-hub:", "hf_hub:", "local-dir:"))
     return model in OWN_BACKBONES or elsewhere or model.split(".")[0] in timm_names()
 
 
 def knows_classes(dataset: str, backbone: Mapping[str, Any]) -> bool:
     """Whether a backbone classifies a source of data with the weights its section names."""
     weights = backbone["weights"]
+    if is_zero_shot(backbone):
+        return weights in ("pretrained", "file", "prototypes")
     return weights in ("pretrain", "file") or (weights, dataset) == ("pretrained", "imagenet1k")
+
+
+def is_zero_shot(backbone: Mapping[str, Any]) -> bool:
+    """Whether a backbone is an encoder with a vector a class."""
+    return backbone["weights"] == "prototypes" or str(backbone["model"]).startswith(OPEN_CLIP)
+
+
+def _zero_shot(path: str, backbone: Mapping[str, Any]) -> Iterator[Fault]:
+    """Faults of a zero-shot classifier's section."""
+    clip = str(backbone["model"]).startswith(OPEN_CLIP)
+    weights, options = backbone["weights"], backbone["options"]
+    if clip and weights not in ("pretrained", "file", "prototypes"):
+        yield (
+            f"{path}.weights",
+            f"open_clip models are not trained here: {weights}",
+            "pretrained, file",
+        )
+    if weights == "prototypes" and backbone["model"] in OWN_BACKBONES and not backbone["file"]:
+        yield f"{path}.weights", "prototypes need an encoder's weights", "file and sha256 beside it"
+    if weights == "prototypes" and backbone["file"] and not backbone["sha256"]:
+        yield f"{path}.sha256", "missing", "the SHA-256 of the encoder's file"
+    for key, kind in _ZERO_SHOT_OPTIONS.items():
+        value = options.get(key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            yield (
+                f"{path}.options.{key}",
+                f"{value!r} is of the wrong type",
+                "see config/zero_shot.yaml",
+            )
+    if isinstance(options.get("shots"), int) and options["shots"] < 1:
+        yield f"{path}.options.shots", f"{options['shots']}", ">= 1, or null for all images"
+    for key in set(options) - set(_ZERO_SHOT_OPTIONS) if clip else ():
+        yield f"{path}.options.{key}", "unknown option", ", ".join(_ZERO_SHOT_OPTIONS)
 
 
 def _backbones(config: Mapping[str, Any]) -> Iterator[Fault]:
@@ -337,6 +382,8 @@ def _backbones(config: Mapping[str, Any]) -> Iterator[Fault]:
             yield f"{path}.weights", f"{model} has no pretrained weights", "scratch, pretrain, file"
         if weights == "file" and not (backbone["file"] and backbone["sha256"]):
             yield f"{path}.weights", "file needs a file and its sha256", "both keys beside it"
+        if is_zero_shot(backbone):
+            yield from _zero_shot(path, backbone)
         ignorant = [
             name
             for name, options in config["datasets"].items()

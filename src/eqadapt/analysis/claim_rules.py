@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -17,15 +17,25 @@ SIGNIFICANCE = 0.05
 
 
 class Term(NamedTuple):
-    """One side of a check: a method's ``acc`` (upright) or ``cn_avg`` (mean over the orbit)."""
+    """One side of a check: a method's ``acc`` (upright) or ``cn_avg`` (mean over the orbit).
+
+    ``group`` names another group than the claim's, for what is said across groups.
+    """
 
     method: str
     metric: str
+    group: str = ""
+
+    @property
+    def key(self) -> str:
+        """The method, with its group where that is another one."""
+        return f"{self.method}@{self.group}" if self.group else self.method
 
     def label(self, group: str) -> str:
         """``"PRLC C8-Avg"``."""
-        metric = "upright" if self.metric == "acc" else f"{group}-Avg"
-        return f"{method_style(self.method).label} {metric}"
+        metric = "upright" if self.metric == "acc" else f"{self.group or group}-Avg"
+        name = method_style(self.method).label
+        return f"{name} ({self.group}) {metric}" if self.group else f"{name} {metric}"
 
 
 @dataclass(frozen=True)
@@ -106,9 +116,14 @@ class Claim:
     not_run: str = ""
 
     @property
+    def terms(self) -> list[Term]:
+        """What its checks compare."""
+        return list(dict.fromkeys(t for c in self.checks for t in (c.first, c.second)))
+
+    @property
     def methods(self) -> list[str]:
-        """The methods its checks speak of."""
-        return list(dict.fromkeys(t.method for c in self.checks for t in (c.first, c.second)))
+        """The methods its checks speak of, by the keys of their terms."""
+        return list(dict.fromkeys(term.key for term in self.terms))
 
     def for_variant(self, variant: str) -> Claim:
         """The claim about ``variant`` in place of ``prlc``."""
@@ -146,7 +161,7 @@ def judge_cell(claim: Claim, group: str, methods: Mapping[str, Seeds]) -> dict[s
     found = [_measure(check, methods) for check in claim.checks]
     lacking = [c for c, d in zip(claim.checks, found, strict=True) if not d.estimate.n]
     if lacking:
-        pair = f"{lacking[0].first.method} and {lacking[0].second.method}"
+        pair = f"{lacking[0].first.key} and {lacking[0].second.key}"
         return {"verdict": "not run", "reason": f"no seed common to {pair}", "checks": []}
     tested = [d.p if c.rule == "ahead" else math.nan for c, d in zip(claim.checks, found)]
     adjusted = holm(tested)
@@ -160,7 +175,7 @@ def judge_cell(claim: Claim, group: str, methods: Mapping[str, Seeds]) -> dict[s
 
 def _measure(check: Check, methods: Mapping[str, Seeds]) -> Comparison:
     first, second = check.first, check.second
-    return difference(methods[first.method], methods[second.method], (first.metric, second.metric))
+    return difference(methods[first.key], methods[second.key], (first.metric, second.metric))
 
 
 def _judge(
@@ -188,7 +203,7 @@ def _judge(
         passed = passed and p_holm < SIGNIFICANCE
         judged["p_holm"] = _number(p_holm)
     if check.rule == "invariant":
-        judged["orbit_agreement"] = _orbit_agreement(methods[check.first.method])
+        judged["orbit_agreement"] = _orbit_agreement(methods[check.first.key])
         passed = agrees = passed and judged["orbit_agreement"] == 1.0
     judged["agrees"] = bool(agrees)
     judged["passed"] = bool(passed)
@@ -244,8 +259,8 @@ def _published_difference(
     check: Check, dataset: str, backbone: str, claim: Claim, published: Published
 ) -> float | None:
     first, second = (
-        published.find(dataset, backbone, claim.group, *term)
-        for term in (check.first, check.second)
+        published.find(dataset, backbone, t.group or claim.group, t.method, t.metric)
+        for t in (check.first, check.second)
     )
     if first is None or second is None:
         return None
@@ -255,12 +270,10 @@ def _published_difference(
 def _published_figures(
     claim: Claim, dataset: str, backbone: str, published: Published
 ) -> list[dict[str, Any]]:
-    terms: Sequence[Term] = list(
-        dict.fromkeys(t for c in claim.checks for t in (c.first, c.second))
-    )
     rows = []
-    for term in terms:
-        figure = published.find(dataset, backbone, claim.group, *term)
+    for term in claim.terms:
+        group = term.group or claim.group
+        figure = published.find(dataset, backbone, group, term.method, term.metric)
         if figure is not None:
             rows.append(
                 {

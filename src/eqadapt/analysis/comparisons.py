@@ -88,8 +88,12 @@ def difference(first: Seeds, second: Seeds, metrics: tuple[str, str]) -> Compari
         nothing = t_interval([])
         return Comparison(nothing, nothing, math.nan)
     same_images([runs[s] for s in seeds for runs in (first, second)])
-    per_seed = [hits(first[s], metrics[0]) - hits(second[s], metrics[1]) for s in seeds]
-    poses = first[seeds[0]].correct.shape[1]
+    orders = [runs[seeds[0]].correct.shape[1] for runs in (first, second)]
+    poses = math.lcm(*orders)  # groups may differ; whole numbers keep the permutation test exact
+    left, right = (poses // order for order in orders)
+    per_seed = [
+        left * hits(first[s], metrics[0]) - right * hits(second[s], metrics[1]) for s in seeds
+    ]
     means = [float(d.mean()) / poses for d in per_seed]
     total = np.sum(per_seed, axis=0)
     over_images = bootstrap_interval(total / (poses * len(seeds)))

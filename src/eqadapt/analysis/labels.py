@@ -411,6 +411,7 @@ def _made_sentence(name: str) -> str:
 _DATASETS = {
     "digits": "Digits",
     "mnist": "MNIST",
+    "rotated_mnist": "Rotated MNIST",
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
     "stl10": "STL-10",
@@ -425,7 +426,12 @@ _SAME_BACKBONE = (
     (re.compile(r"(vit_b_16|vit_base_patch16(_224)?(\..*)?)"), "vit_b_16"),
     (re.compile(r"(vit_b_32|vit_base_patch32(_224)?(\..*)?)"), "vit_b_32"),
 )
-_BACKBONES = {"vit_b_16": "ViT-B/16", "vit_b_32": "ViT-B/32"}
+_BACKBONES = {
+    "mnist_cnn": "CNN",
+    "mnist_gcnn": "p4 CNN",
+    "vit_b_16": "ViT-B/16",
+    "vit_b_32": "ViT-B/32",
+}
 
 
 def dataset_label(name: str) -> str:
