@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from eqadapt.methods import get_method as get_trained_method
 from eqadapt.test_time.methods import TestTimeMethod, register
 
 _EQUITUNE, _EQUIZERO = "arXiv 2210.06475", "basu2023lambda"
@@ -117,12 +118,24 @@ _search(
 )
 
 # Learned canonicalizers, from their pose logits: one pass, m passes, all passes.
-for _name in ("lc", "prlc", "prlc_rotated"):
+for _name in (
+    "lc",
+    "prlc",
+    "prlc_rotated",
+    "distil_prior",
+    "optc",
+    "optc_noprior",
+    "frozen_canonicalizer",
+    "fixed_energy",
+    "moment_frame",
+    "pca_frame",
+):
+    _trained = get_trained_method(_name)
     register(
         TestTimeMethod(
             name=_name,
-            summary="The canonicalizer's best pose.",
-            paper="mondal2023",
+            summary=_trained.summary,
+            paper=_trained.paper,
             selection="argmax",
             prior=True,
             canonicalizer=_name,
