@@ -2,6 +2,7 @@
 # make study STUDY=config/x.yaml  another study
 # make test                       the fast tests;  make slow-test: those that train
 # make lint                       style and types of code, workflow and studies
+# make bench                      speed against the peers, to results/benchmarks
 # make adopt                      after `dvc pull`: take the files there are for up to date
 # make clean                      remove .venv, logs and caches; data, results and progress stay
 #
@@ -10,7 +11,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := study
-.PHONY: study test slow-test lint adopt clean
+.PHONY: study test slow-test lint bench adopt clean
 
 STUDY ?= config/digits.yaml
 ARGS ?=
@@ -33,6 +34,15 @@ lint: $(READY)
 	mypy
 	snakefmt --check -l 100 Snakefile workflow
 	snakemake --lint
+
+bench: .venv/peers/.ready
+	PYTHONPATH=.venv/peers python -W ignore -m benchmarks $(ARGS)
+
+# The peers lie beside the environment, not in it: they bring packages named tests and utils.
+.venv/peers/.ready: requirements-benchmarks.lock $(READY)
+	rm -rf .venv/peers
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --target .venv/peers --no-deps --require-hashes -r requirements-benchmarks.lock
+	@touch $@
 
 adopt: $(READY)
 	@dvc status -q || { echo "files differ from dvc.lock (see dvc status): dvc pull first" >&2; exit 1; }

@@ -1,0 +1,120 @@
+"""``python -m benchmarks``: run the comparisons and write figures of speed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from eqadapt.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    new = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    new.add_argument("--list", action="store_true", help="names of the measures, and stop")
+    new.add_argument("--only", action="append", metavar="NAME", help="this measure; repeatable")
+    new.add_argument(
+        "--quick", action="store_true", help="shows that it runs; figures mean nothing"
+    )
+    new.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    new.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
+    new.add_argument(
+        "--minutes", type=float, default=1.0, help="training time of each network in `quality`"
+    )
+    new.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    new.add_argument(
+        "--resume", action="store_true", help="leave out measures that are done on this device"
+    )
+    new.add_argument("--draw", action="store_true", help="only tables and figures, from speed.csv")
+    return new
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; the exit status is 1 if a measure could not be taken, 2 on a user's error."""
+    args = parser().parse_args(arguments)
+    try:
+        return _run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    from benchmarks import measures
+
+    names = args.only or list(measures.ORDER)
+    unknown = sorted(set(names) - set(measures.ORDER))
+    if unknown:
+        raise UserError(
+            f"unknown measure {unknown[0]!r}", fix=f"one of: {', '.join(measures.ORDER)}"
+        )
+    if args.list:
+        for name in measures.ORDER:
+            print(f"{name:14} {measures.MEASURES[name].summary}")
+        return 0
+    failed = 0 if args.draw else _measure(args, names)
+    _draw(args.out)
+    return 1 if failed else 0
+
+
+def _measure(args: argparse.Namespace, names: list[str]) -> int:
+    import torch
+
+    from benchmarks import measures, rows
+    from benchmarks.registry import Context, NotComparable
+    from eqadapt.adaptation import choose_device
+
+    threads = args.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    context = Context(choose_device(args.device), threads, args.quick, args.minutes)
+    table = args.out / "speed.csv"
+    done = [row for row in rows.read(table) if row.device == context.device_label]
+    failed = 0
+    for name in names:
+        if args.resume and any(rows.belongs(row, name) for row in done):
+            continue
+        print(f"{name}: {measures.MEASURES[name].summary}", file=sys.stderr, flush=True)
+        start, fresh = time.perf_counter(), []
+        try:
+            for row in measures.MEASURES[name].run(context):
+                fresh.append(row)
+                print(f"  {_line(row)}", file=sys.stderr, flush=True)
+        except NotComparable as error:
+            failed += 1
+            print(f"  left out: {error}", file=sys.stderr, flush=True)
+        if fresh:
+            rows.replace(table, name, context.device_label, fresh, measures.ORDER)
+        print(f"  {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    return failed
+
+
+def _line(row) -> str:
+    from benchmarks.table import seconds
+
+    parts = [row.measure, row.setting]
+    if row.peer_seconds is not None:
+        parts.append(f"{row.peer} {seconds(row.peer_seconds)}")
+    if row.our_seconds is not None:
+        parts.append(f"ours {seconds(row.our_seconds)}")
+    if row.ratio is not None:
+        parts.append(f"{row.ratio:.2f}x")
+    if row.met is not None:
+        parts.append(f"floor {row.floor:.3g} {'reached' if row.met else 'NOT reached'}")
+    return " | ".join([*parts, row.note] if row.note else parts)
+
+
+def _draw(out: Path) -> None:
+    from benchmarks import figures, rows, table
+
+    found = rows.read(out / "speed.csv")
+    if not found:
+        raise UserError("no rows to draw", where=str(out / "speed.csv"), fix="measure first")
+    table.write(found, out)
+    figures.write(found, out)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,27 @@
+"""All measures, in the order in which they run and stand in the file."""
+
+from __future__ import annotations
+
+from benchmarks import growth, limits, loader, pairs, quality, study
+from benchmarks.registry import MEASURES
+
+ORDER = (
+    "canonicalize",
+    "warp",
+    "optc",
+    "inference",
+    "train_prior",
+    "train_joint",
+    "orbit",
+    "ttach",
+    "escnn",
+    "startup",
+    "study",
+    "growth",
+    "limits",
+    "loader",
+    "quality",
+)
+assert set(ORDER) == set(MEASURES)
+
+__all__ = ["MEASURES", "ORDER", "growth", "limits", "loader", "pairs", "quality", "study"]

@@ -1,0 +1,25 @@
+"""Comparisons with a peer; importing this package registers them all."""
+
+from benchmarks.pairs import (
+    canonicalize,
+    escnn,
+    inference,
+    optc,
+    orbit,
+    startup,
+    training,
+    ttach,
+    warp,
+)
+
+__all__ = [
+    "canonicalize",
+    "escnn",
+    "inference",
+    "optc",
+    "orbit",
+    "startup",
+    "training",
+    "ttach",
+    "warp",
+]

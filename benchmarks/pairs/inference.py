@@ -1,0 +1,55 @@
+"""What adaptation adds to a plain timm backbone at inference: a scorer and a warp."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from benchmarks.ours import adapted, default_scorer, near_ties, timm_backbone
+from benchmarks.peers import smooth_images
+from benchmarks.registry import Context, Measured, largest_difference, measure
+
+AT_MOST = 1.05
+
+
+@measure("inference", "An adapted ResNet-50 at 224 px against the plain one")
+@torch.no_grad()
+def inference(context: Context) -> Measured:
+    """Rows for the default C8 canonicalizer, contiguous and channels-last."""
+    cuda = context.device.type == "cuda"
+    name, side = ("resnet18", 64) if context.quick else ("resnet50", 224)
+    batches = context.pick((1, 16, 128) if cuda else (1, 16), (2,))
+    for layout in context.pick(("contiguous", "channels-last"), ("contiguous",)):
+        backbone = timm_backbone(name, side, context.device)
+        if layout == "channels-last":
+            backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        scorer = default_scorer(8, side, context.device)
+        model = adapted(scorer, backbone).eval()
+        for batch in batches:
+            x = smooth_images(batch, side).to(context.device)
+            output = model(x)
+            canonical = model.action.undo(x, output.chosen)
+            difference = largest_difference(
+                output.logits, _plain(backbone, canonical), 1e-4, "logits of the canonical image"
+            )
+            found = context.compare(
+                {"peer": partial(_plain, backbone, x), "ours": partial(model, x)}
+            )
+            ties = near_ties(output.pose_logits)
+            yield context.pair(
+                "inference",
+                f"{name}, C8, {side} px, batch {batch}, {layout}",
+                "plain timm",
+                found["peer"],
+                found["ours"],
+                packages=("timm",),
+                outputs_max_difference=difference,
+                floor=context.floor(1 / AT_MOST) if batch > 1 else None,
+                note=f"floor: at most {AT_MOST}x the backbone; {ties:.0%} near-ties scored twice",
+            )
+
+
+def _plain(backbone, x):
+    """The timm network on a normalised image, as a user would call it."""
+    return backbone.network((x - backbone.mean) / backbone.std)

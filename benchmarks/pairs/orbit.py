@@ -1,0 +1,110 @@
+"""Evaluation over the orbit: each image in each pose, duplicates found by their bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.ours import adapted, default_scorer, timm_backbone
+from benchmarks.peers import (
+    EQUIADAPT,
+    peer_label,
+    reference_canonicalizer,
+    smooth_images,
+)
+from benchmarks.registry import Context, Measured, NotComparable, measure
+from benchmarks.timing import Effort
+from eqadapt.evaluation import PassCounter, predict_orbit
+from eqadapt.groups import CyclicGroup, RotationAction
+from eqadapt.methods import get_method
+from eqadapt.tasks.classification import ImagePipeline
+
+BATCHES = 4  # the counting of passes costs one more pass of the first batch
+
+
+@measure("orbit", "Evaluation over the C8 orbit against eight passes of a loop, same backbone")
+@torch.no_grad()
+def orbit(context: Context) -> Measured:
+    """Rows against the loop with our canonicalizer, and with the reference's."""
+    cuda = context.device.type == "cuda"
+    name, side, batch = ("resnet18", 64, 1) if context.quick else ("resnet50", 224, 4)
+    batch = 64 if cuda and not context.quick else batch
+    count = batch * BATCHES
+    order = 8
+    backbone = timm_backbone(name, side, context.device)
+    model = adapted(default_scorer(order, side, context.device), backbone).eval()
+    images = (smooth_images(count, side) * 255).round().to(torch.uint8).to(context.device)
+    poses = RotationAction(CyclicGroup(order))
+    evaluate = _evaluation(model, images, poses, side, batch)
+    loop = _loop(lambda x: model(x).logits, images, poses, batch)
+
+    shared, counted = _counted(backbone, evaluate)
+    plain, counted_loop = _counted(backbone, loop)
+    agree = float(np.mean(shared.prediction == torch.cat(plain).cpu().numpy()))
+    if agree < 1:
+        raise NotComparable(f"orbit: only {agree:.1%} of the predictions agree with the loop's")
+    found = context.compare({"peer": loop, "ours": evaluate})
+    setting = f"{name}, C8, {side} px, {count} images"
+    passes = (
+        f"{counted / count:.2f} backbone passes an image, counted, against {counted_loop // count}"
+    )
+    yield context.pair(
+        "orbit",
+        f"{setting}, our canonicalizer in the loop",
+        "a loop over poses",
+        found["peer"],
+        found["ours"],
+        packages=("timm",),
+        floor=context.floor(3.0),
+        outputs_max_difference=0.0,
+        note=f"all predictions agree; {passes}; duplicates compared by bytes",
+    )
+    reference = reference_canonicalizer(order, side, context.device)
+    found = context.compare(
+        {
+            "peer": _loop(lambda x: backbone(reference(x)), images, poses, batch),
+            "ours": evaluate,
+        },
+        context.effort if context.quick or cuda else Effort(rounds=2),
+    )
+    yield context.pair(
+        "orbit",
+        f"{setting}, the reference's canonicalizer in the loop",
+        peer_label("equiadapt"),
+        found["peer"],
+        found["ours"],
+        packages=(*EQUIADAPT, "timm"),
+        floor=context.floor(3.0),
+        note=f"another canonicalizer, compared in quality; {passes}",
+    )
+
+
+def _evaluation(model, images: Tensor, poses: RotationAction, side: int, batch: int):
+    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+    index = torch.arange(len(images), device=images.device)
+    pipeline = ImagePipeline(side)
+    method = get_method("prlc_rotated")
+
+    def evaluate():
+        return predict_orbit(model, method, images, labels, index, pipeline, poses, batch)
+
+    return evaluate
+
+
+def _loop(predict, images: Tensor, poses: RotationAction, batch: int):
+    def run() -> list[Tensor]:
+        found = []
+        for part in images.split(batch):
+            x = part.float() / 255.0
+            for pose in range(poses.group.order):
+                found.append(predict(poses.posed(x, pose)).argmax(dim=1))
+        return found
+
+    return run
+
+
+def _counted(backbone, run):
+    with PassCounter(backbone) as counter:
+        result = run()
+    return result, counter.images

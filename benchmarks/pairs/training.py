@@ -1,0 +1,135 @@
+"""Training steps: the canonicalizer alone by its prior, and jointly with a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.ours import adapted, default_scorer, timm_backbone
+from benchmarks.peers import (
+    EQUIADAPT,
+    peer_label,
+    reference_canonicalizer,
+    same_network,
+    smooth_images,
+)
+from benchmarks.registry import Context, Measured, largest_difference, measure
+from eqadapt.losses import prior_loss
+
+AT_MOST = 1.10
+
+
+@measure("train_prior", "Training step of the canonicalizer alone, by its prior")
+def train_prior(context: Context) -> Measured:
+    """Rows for C8, batch 16 of 32 pixels: the same weights, and the default network."""
+    order, side, batch = (4, 32, 2) if context.quick else (8, 32, 16)
+    device = context.device
+    torch.manual_seed(0)
+    reference = reference_canonicalizer(order, side, device)
+    same = same_network(reference, order, device)
+    x = smooth_images(batch, side).to(device)
+    with torch.no_grad():
+        difference = largest_difference(
+            same(x), reference.get_group_activations(x), 1e-5, "activations before training"
+        )
+    default = default_scorer(order, side, device)
+    found = context.compare(
+        {
+            "peer": _prior_step(reference, reference.get_group_activations, x),
+            "same": _prior_step(same, same, x),
+            "default": _prior_step(default, default, x),
+        }
+    )
+    setting = f"C{order}, {side} px, batch {batch}"
+    common: dict[str, Any] = {"packages": EQUIADAPT}
+    yield context.pair(
+        "train_prior_same_weights",
+        setting,
+        peer_label("equiadapt"),
+        found["peer"],
+        found["same"],
+        outputs_max_difference=difference,
+        note="activations compared in evaluation mode: both drop channels at random in training",
+        **common,
+    )
+    yield context.pair(
+        "train_prior_default",
+        setting,
+        peer_label("equiadapt"),
+        found["peer"],
+        found["default"],
+        floor=context.floor(50.0),
+        note="another network, compared in quality",
+        **common,
+    )
+
+
+def _prior_step(module: nn.Module, scores: Callable[[Tensor], Tensor], x: Tensor):
+    module.train()
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-4)
+    target = torch.zeros(len(x), dtype=torch.long, device=x.device)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        prior_loss(scores(x), target).backward()
+        optimizer.step()
+
+    return step
+
+
+@measure("train_joint", "Joint training step with ResNet-50 at 224 px against the backbone's own")
+def train_joint(context: Context) -> Measured:
+    """Rows for prlc with the default C8 canonicalizer."""
+    name, side, batch = ("resnet18", 64, 2) if context.quick else ("resnet50", 224, 16)
+    if context.device.type == "cuda" and not context.quick:
+        batch = 64
+    device = context.device
+    plain = timm_backbone(name, side, device)
+    model = adapted(default_scorer(8, side, device), timm_backbone(name, side, device), False)
+    x = smooth_images(batch, side).to(device)
+    labels = torch.arange(batch, device=device) % 1000
+    found = context.compare(
+        {"peer": _plain_step(plain, x, labels), "ours": _joint_step(model, x, labels)}
+    )
+    yield context.pair(
+        "train_joint",
+        f"{name}, C8, {side} px, batch {batch}",
+        "plain timm",
+        found["peer"],
+        found["ours"],
+        packages=("timm",),
+        floor=context.floor(1 / AT_MOST),
+        note=f"floor: at most {AT_MOST:.2f}x the backbone's step; ours adds the scorer, all views "
+        "and the gradient through them",
+    )
+
+
+def _plain_step(backbone: nn.Module, x: Tensor, labels: Tensor):
+    backbone.train()
+    optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-5)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(backbone(x), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def _joint_step(model: nn.Module, x: Tensor, labels: Tensor):
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    identity = torch.zeros_like(labels)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        output = model(x)
+        loss = F.cross_entropy(output.logits, labels) + prior_loss(output.pose_logits, identity)
+        loss.backward()
+        optimizer.step()
+
+    return step

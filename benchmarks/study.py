@@ -1,0 +1,97 @@
+"""The default study: what its processes took, and how much of that was starting them."""
+
+from __future__ import annotations
+
+import csv
+import resource
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.pairs.startup import COMMAND, TRAINING, seconds
+from benchmarks.registry import Context, Measured, NotComparable, measure
+
+STUDY = "digits"
+STARTUP_SHARE = 0.25  # at most
+COMPUTES = {"pretrain", "train", "predict"}
+ANALYSIS = "import eqadapt.cli, eqadapt.study, pandas, pyarrow"
+DRAWING = f"{ANALYSIS}, matplotlib.pyplot, seaborn"
+CODE = {"figures": DRAWING, "report": DRAWING, "study_config": COMMAND}
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of the workflow, from Snakemake's own record of it.
+
+    Attributes:
+        stage: Its rule: ``train``, ``figures``, ...
+        wall: Seconds from start to end.
+        cpu: Seconds of processor time.
+        memory: Peak resident MiB.
+    """
+
+    stage: str
+    wall: float
+    cpu: float
+    memory: float
+
+
+def processes(logs: Path) -> Iterator[Process]:
+    """The processes that left a record under ``logs``."""
+    for path in sorted(logs.rglob("*.tsv")):
+        stage = path.relative_to(logs).parts[0].removesuffix(".tsv")
+        with path.open(newline="", encoding="utf-8") as stream:
+            for line in csv.DictReader(stream, delimiter="\t"):
+                if line["cpu_time"] not in ("", "-", "NA"):
+                    cpu, memory = float(line["cpu_time"]), float(line["max_rss"])
+                    yield Process(stage, float(line["s"]), cpu, memory)
+
+
+def startup_cpu(code: str, rounds: int) -> float:
+    """Median processor seconds of a fresh Python that runs ``code``."""
+    taken = []
+    for _ in range(rounds):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds(code)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return statistics.median(taken)
+
+
+@measure("study", "The default study: seconds and memory of its stages, share of start-up")
+def study(context: Context) -> Measured:
+    """Rows a stage and for the whole, from the records of the last `make`."""
+    found = list(processes(context.root / "logs" / STUDY))
+    if not found:
+        raise NotComparable(f"no records of the {STUDY} study: run `make` first")
+    rounds = 1 if context.quick else 3
+    codes = {
+        p.stage: TRAINING if p.stage in COMPUTES else CODE.get(p.stage, ANALYSIS) for p in found
+    }
+    cost = {code: startup_cpu(code, rounds) for code in set(codes.values())}
+    total = sum(p.cpu for p in found)
+    for stage in dict.fromkeys(p.stage for p in found):
+        mine = [p for p in found if p.stage == stage]
+        cpu = sum(p.cpu for p in mine)
+        yield context.row(
+            "study",
+            f"{STUDY}: {stage}",
+            our_seconds=sum(p.wall for p in mine),
+            our_peak_mb=max(p.memory for p in mine),
+            repeats=len(mine),
+            note=f"{len(mine)} processes; {cpu:.0f} s of processor time, {cpu / total:.0%} of all",
+        )
+    starting = sum(cost[codes[p.stage]] for p in found)
+    yield context.row(
+        "study",
+        f"{STUDY}: start-up",
+        peer="all processor time",
+        peer_seconds=total,
+        our_seconds=starting,
+        ratio=total / starting,
+        floor=context.floor(1 / STARTUP_SHARE),
+        repeats=rounds,
+        note=f"{starting / total:.0%} of the processor time of {len(found)} processes is imports; "
+        f"floor: under {STARTUP_SHARE:.0%}",
+    )
