@@ -23,9 +23,11 @@ from eqadapt.feature_scorers import RotationHead
 from eqadapt.groups import RotationAction, parse_group
 from eqadapt.methods import Method, get_method
 from eqadapt.scorers import build_scorer
+from eqadapt.study_rules import is_zero_shot
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import check_sizes
 from eqadapt.view_scorers import build_view_scorer
+from eqadapt.zero_shot import zero_shot_network
 
 
 @dataclass(frozen=True)
@@ -102,21 +104,28 @@ def build_backbone(
     Args:
         recipe: A run's recipe: sections ``backbone`` and ``image``.
         kind: Channels and classes of the data.
-        weights: Checkpoint of the pretraining rule, for ``weights: pretrain``.
+        weights: Checkpoint of the pretraining rule, for ``weights: pretrain``; class vectors, for
+            zero-shot classifiers.
     """
     section, image = recipe["backbone"], recipe["image"]
-    source = section["weights"]
-    network = build_network(
-        section["model"],
-        kind.classes,
-        kind.channels,
-        pretrained=source == "pretrained",
-        options=section["options"],
-    )
+    source, zero_shot = section["weights"], is_zero_shot(section)
+    network: nn.Module
+    if zero_shot:
+        network = zero_shot_network(section, kind.channels, kind.classes, weights)
+    else:
+        network = build_network(
+            section["model"],
+            kind.classes,
+            kind.channels,
+            pretrained=source == "pretrained",
+            options=section["options"],
+        )
     size = image["backbone_size"] or image["size"]
     check_sizes(image["size"], size)
     mean, std = normalisation(network, kind.channels, image["mean"], image["std"])
     backbone = Backbone(network, size, mean, std)
+    if zero_shot:
+        return backbone
     if source == "file":
         load_weights_file(network, section["file"], section["sha256"])
     elif weights is not None:

@@ -233,8 +233,8 @@ def normalisation(
     return list(mean or own_mean), list(std or own_std or ())
 
 
-def read_weights_file(path: str | Path, sha256: str | None) -> dict[str, Tensor]:
-    """A user's state dict (safetensors, or a torch file read without unpickling code).
+def check_weights_file(path: str | Path, sha256: str | None) -> Path:
+    """The path of a user's weights file.
 
     Raises:
         UserError: No file, or another checksum.
@@ -247,6 +247,16 @@ def read_weights_file(path: str | Path, sha256: str | None) -> dict[str, Tensor]
         raise UserError(
             f"checksum of the weights file: expected {sha256}, found {found}", where=str(path)
         )
+    return path
+
+
+def read_weights_file(path: str | Path, sha256: str | None) -> dict[str, Tensor]:
+    """A user's state dict (safetensors, or a torch file read without unpickling code).
+
+    Raises:
+        UserError: No file, or another checksum.
+    """
+    path = check_weights_file(path, sha256)
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 

@@ -29,10 +29,11 @@ from eqadapt.groups import RotationAction, parse_group
 from eqadapt.methods import get_method
 from eqadapt.provenance import provenance
 from eqadapt.study import Run, Study
+from eqadapt.study_rules import is_zero_shot
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import ImagePipeline
 from eqadapt.training import HISTORY_COLUMNS, LabelledImages, Row, Trainer
-from eqadapt.zero_shot import is_zero_shot, write_class_vectors
+from eqadapt.zero_shot import write_class_vectors
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class StudyRunner:
         elif is_zero_shot(recipe["backbone"]):
             weights = self.files.class_vectors(run.dataset, run.backbone)
             train = self.data(run.dataset).train
-            write_class_vectors(weights, recipe, train, self.device)
+            write_class_vectors(weights, recipe, run.dataset, train, self.device)
         return build_backbone(recipe, kind, weights)
 
     def model(self, run: Run, recipe: dict[str, Any]) -> Symmetrized:

@@ -35,7 +35,7 @@ _ZERO_SHOT_OPTIONS: dict[str, tuple[type, ...]] = {
     "shots": (int,),
     "scale": (int, float),
     "templates": (str, list),
-    "class_names": (str, list, dict),
+    "class_names": (dict,),
     "pretrained": (str,),
 }
 _LISTS = ("datasets", "backbones", "groups", "methods")
@@ -343,7 +343,7 @@ def is_zero_shot(backbone: Mapping[str, Any]) -> bool:
     return backbone["weights"] == "prototypes" or str(backbone["model"]).startswith(OPEN_CLIP)
 
 
-def _zero_shot(path: str, backbone: Mapping[str, Any]) -> Iterator[Fault]:
+def _zero_shot(path: str, backbone: Mapping[str, Any], datasets: Iterable[str]) -> Iterator[Fault]:
     """Faults of a zero-shot classifier's section."""
     clip = str(backbone["model"]).startswith(OPEN_CLIP)
     weights, options = backbone["weights"], backbone["options"]
@@ -365,6 +365,9 @@ def _zero_shot(path: str, backbone: Mapping[str, Any]) -> Iterator[Fault]:
                 f"{value!r} is of the wrong type",
                 "see config/zero_shot.yaml",
             )
+    if isinstance(options.get("class_names"), dict):
+        for key in set(options["class_names"]) - set(datasets):
+            yield f"{path}.options.class_names.{key}", "no such data set", ", ".join(datasets)
     if isinstance(options.get("shots"), int) and options["shots"] < 1:
         yield f"{path}.options.shots", f"{options['shots']}", ">= 1, or null for all images"
     for key in set(options) - set(_ZERO_SHOT_OPTIONS) if clip else ():
@@ -383,7 +386,7 @@ def _backbones(config: Mapping[str, Any]) -> Iterator[Fault]:
         if weights == "file" and not (backbone["file"] and backbone["sha256"]):
             yield f"{path}.weights", "file needs a file and its sha256", "both keys beside it"
         if is_zero_shot(backbone):
-            yield from _zero_shot(path, backbone)
+            yield from _zero_shot(path, backbone, config["datasets"])
         ignorant = [
             name
             for name, options in config["datasets"].items()
