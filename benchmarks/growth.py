@@ -11,6 +11,7 @@ import torch
 from benchmarks.ours import adapted, default_scorer
 from benchmarks.peers import (
     EQUIADAPT,
+    TINY,
     load,
     peer_label,
     reference_canonicalizer,
@@ -40,11 +41,16 @@ def growth(context: Context) -> Measured:
 @torch.no_grad()
 def _point(context: Context, name: str, order: int, side: int, batch: int, compared: bool):
     x = smooth_images(batch, side).to(context.device)
-    model = adapted(default_scorer(order, side, context.device), torch.nn.Identity()).eval()
+    model = adapted(
+        default_scorer(order, side, context.device, **context.default_options()),
+        torch.nn.Identity(),
+    ).eval()
     setting = f"C{order}, {side} px, batch {batch}"
     sides = {"ours": lambda: model.canonicalize(x)}
     if compared and _installed():
-        reference = reference_canonicalizer(order, side, context.device)
+        reference = reference_canonicalizer(
+            order, side, context.device, **(TINY if context.quick else {})
+        )
         found = context.compare({"peer": lambda: reference(x), **sides})
         return context.pair(
             name,

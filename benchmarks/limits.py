@@ -54,7 +54,7 @@ def limits(context: Context) -> Measured:
             note=note,
         )
     machine = Machine(bandwidth, rate)
-    name, side = ("resnet18", 64) if quick else ("resnet50", 224)
+    name, side = ("resnet_small", 32) if quick else ("resnet50", 224)
     for batch in context.pick((1, 16), (2,)):
         yield from _stages(context, machine, name, side, batch)
 
@@ -72,7 +72,9 @@ def _product(context: Context, side: int) -> Samples:
 
 def _stages(context: Context, machine: Machine, name: str, side: int, batch: int) -> Measured:
     backbone = timm_backbone(name, side, context.device)
-    model = adapted(default_scorer(8, side, context.device), backbone).eval()
+    model = adapted(
+        default_scorer(8, side, context.device, **context.default_options()), backbone
+    ).eval()
     x = smooth_images(batch, side).to(context.device)
     chosen = torch.arange(batch, device=context.device) % 8
     scorer = model.scorer

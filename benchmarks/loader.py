@@ -31,7 +31,7 @@ def loader(context: Context) -> Measured:
         images = images.to(context.device)
         labels = torch.arange(len(images), device=context.device) % 10
         pipeline = ImagePipeline(side, crop_padding=2, flip=True)
-        scorer = default_scorer(8, side, context.device)
+        scorer = default_scorer(8, side, context.device, **context.default_options())
         batches = _Batches(images, labels, pipeline, scorer, batch)
         if name:
             backbone = timm_backbone(name, side, context.device, classes=10)
@@ -53,7 +53,8 @@ class _Batches:
 
     def draw(self) -> tuple[Tensor, Tensor]:
         rows = torch.randint(0, len(self.images), (self.batch,), device=self.images.device)
-        return self.action.masked(self.pipeline.augmented(self.images[rows])), self.labels[rows]
+        x, _ = self.pipeline.augmented(self.images[rows])
+        return self.action.masked(x), self.labels[rows]
 
 
 def _step(model: nn.Module, batches: _Batches, joint: bool):
@@ -81,7 +82,9 @@ def _evaluation(context: Context):
     side, batch = (32, 4) if context.quick else (224, 16)
     name = "resnet_small" if context.quick else "resnet50"
     backbone = timm_backbone(name, side, context.device, classes=10)
-    model = adapted(default_scorer(8, side, context.device), backbone).eval()
+    model = adapted(
+        default_scorer(8, side, context.device, **context.default_options()), backbone
+    ).eval()
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (4 * batch, 3, 96, 96), dtype=torch.uint8, generator=generator)
     images = images.to(context.device)

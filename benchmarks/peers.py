@@ -24,6 +24,7 @@ from eqadapt.scorers.layers import FieldNorm, RegularConv
 EQUIADAPT = ("equiadapt", "e2cnn", "kornia")  # whose versions stand in the rows
 CROP, RESIZE = 0.8, 96  # of its classification example
 FIELDS, KERNEL, LAYERS = 32, 5, 3
+TINY = {"fields": 4, "resize": 32}  # for quick runs
 
 
 def load(module: str) -> Any:

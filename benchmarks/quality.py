@@ -148,7 +148,7 @@ class Bench:
     def batch(self, size: int, prior: str) -> tuple[Tensor, Tensor]:
         """Normalised training images, turned where the prior is the rotated one, and poses."""
         rows = torch.randint(0, len(self.train_images), (size,), device=self.device)
-        x = self.training.augmented(self.train_images[rows])
+        x, _ = self.training.augmented(self.train_images[rows])
         pose = torch.zeros(size, dtype=torch.long, device=self.device)
         if prior == "rotated":
             pose = torch.randint(0, ORDER, (size,), device=self.device)

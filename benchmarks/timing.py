@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 Side = Callable[[], object]
+SLOW = 2.0  # seconds of a call after which one warm-up must do
 
 
 @dataclass(frozen=True)
@@ -95,18 +96,21 @@ def _sample(side: Side, calls: int, device: torch.device) -> float:
 
 
 def compare(sides: Mapping[str, Side], device: torch.device, effort: Effort) -> dict[str, Samples]:
-    """Time all sides in turns, after a warm-up of each, then the memory of one call of each.
+    """Time all sides in turns, after warm-up calls that also show the memory of each.
 
     Args:
         sides: What to call, by name.
         device: Waited for around each sample.
         effort: How long to look.
     """
-    calls, longest = {}, 0.0
+    calls, peaks, longest = {}, {}, 0.0
     for name, side in sides.items():
-        estimate = _sample(side, 1, device)
-        if effort.seconds and estimate < 2.0:  # the first call may allocate or compile
-            estimate = _sample(side, 1, device)
+        start = time.perf_counter()
+        peaks[name] = peak_memory(side, device)
+        estimate = time.perf_counter() - start
+        if estimate < SLOW:  # the first call may allocate what stays, or compile
+            peaks[name] = peak_memory(side, device)
+            estimate = _sample(side, 1, device) if effort.seconds else estimate
         calls[name] = max(1, math.ceil(effort.sample_seconds / estimate))
         longest = max(longest, estimate * calls[name])
     wanted = math.ceil(effort.seconds / longest)
@@ -120,10 +124,7 @@ def compare(sides: Mapping[str, Side], device: torch.device, effort: Effort) -> 
                 seconds[name].append(_sample(side, calls[name], device))
     finally:
         gc.enable()
-    return {
-        name: Samples(tuple(seconds[name]), peak_memory(side, device))
-        for name, side in sides.items()
-    }
+    return {name: Samples(tuple(seconds[name]), peaks[name]) for name in sides}
 
 
 def peak_memory(side: Side, device: torch.device) -> float | None:

@@ -9,6 +9,7 @@ import torch
 from benchmarks.ours import adapted, as_trained, canonicalizer, default_scorer, mmac, near_ties
 from benchmarks.peers import (
     EQUIADAPT,
+    TINY,
     peer_label,
     reference_canonicalizer,
     same_network,
@@ -32,12 +33,14 @@ def canonicalize(context: Context) -> Measured:
 
 def _side(context: Context, order: int, side: int) -> Measured:
     torch.manual_seed(0)
-    reference = reference_canonicalizer(order, side, context.device)
+    reference = reference_canonicalizer(
+        order, side, context.device, **(TINY if context.quick else {})
+    )
     action = RotationAction(CyclicGroup(order))
     scorer = same_network(reference, order, context.device)
     exported = as_trained(scorer)
     same = canonicalizer(exported, action)  # type: ignore[arg-type]
-    scorer = default_scorer(order, side, context.device)
+    scorer = default_scorer(order, side, context.device, **context.default_options())
     model = adapted(scorer, torch.nn.Identity()).eval()
     for batch in context.pick((1, 16, 128), (2,)):
         x = smooth_images(batch, side).to(context.device)

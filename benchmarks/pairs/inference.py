@@ -18,13 +18,13 @@ AT_MOST = 1.05
 def inference(context: Context) -> Measured:
     """Rows for the default C8 canonicalizer, contiguous and channels-last."""
     cuda = context.device.type == "cuda"
-    name, side = ("resnet18", 64) if context.quick else ("resnet50", 224)
+    name, side = ("resnet_small", 32) if context.quick else ("resnet50", 224)
     batches = context.pick((1, 16, 128) if cuda else (1, 16), (2,))
     for layout in context.pick(("contiguous", "channels-last"), ("contiguous",)):
         backbone = timm_backbone(name, side, context.device)
         if layout == "channels-last":
             backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        scorer = default_scorer(8, side, context.device)
+        scorer = default_scorer(8, side, context.device, **context.default_options())
         model = adapted(scorer, backbone).eval()
         for batch in batches:
             x = smooth_images(batch, side).to(context.device)

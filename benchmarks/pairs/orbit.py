@@ -9,6 +9,7 @@ from torch import Tensor
 from benchmarks.ours import adapted, default_scorer, timm_backbone
 from benchmarks.peers import (
     EQUIADAPT,
+    TINY,
     peer_label,
     reference_canonicalizer,
     smooth_images,
@@ -28,12 +29,14 @@ BATCHES = 4  # the counting of passes costs one more pass of the first batch
 def orbit(context: Context) -> Measured:
     """Rows against the loop with our canonicalizer, and with the reference's."""
     cuda = context.device.type == "cuda"
-    name, side, batch = ("resnet18", 64, 1) if context.quick else ("resnet50", 224, 4)
+    name, side, batch = ("resnet_small", 32, 1) if context.quick else ("resnet50", 224, 4)
     batch = 64 if cuda and not context.quick else batch
     count = batch * BATCHES
     order = 8
     backbone = timm_backbone(name, side, context.device)
-    model = adapted(default_scorer(order, side, context.device), backbone).eval()
+    model = adapted(
+        default_scorer(order, side, context.device, **context.default_options()), backbone
+    ).eval()
     images = (smooth_images(count, side) * 255).round().to(torch.uint8).to(context.device)
     poses = RotationAction(CyclicGroup(order))
     evaluate = _evaluation(model, images, poses, side, batch)
@@ -60,7 +63,9 @@ def orbit(context: Context) -> Measured:
         outputs_max_difference=0.0,
         note=f"all predictions agree; {passes}; duplicates compared by bytes",
     )
-    reference = reference_canonicalizer(order, side, context.device)
+    reference = reference_canonicalizer(
+        order, side, context.device, **(TINY if context.quick else {})
+    )
     found = context.compare(
         {
             "peer": _loop(lambda x: backbone(reference(x)), images, poses, batch),

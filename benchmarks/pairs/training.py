@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from benchmarks.ours import adapted, default_scorer, timm_backbone
 from benchmarks.peers import (
     EQUIADAPT,
+    TINY,
     peer_label,
     reference_canonicalizer,
     same_network,
@@ -29,14 +30,14 @@ def train_prior(context: Context) -> Measured:
     order, side, batch = (4, 32, 2) if context.quick else (8, 32, 16)
     device = context.device
     torch.manual_seed(0)
-    reference = reference_canonicalizer(order, side, device)
+    reference = reference_canonicalizer(order, side, device, **(TINY if context.quick else {}))
     same = same_network(reference, order, device)
     x = smooth_images(batch, side).to(device)
     with torch.no_grad():
         difference = largest_difference(
             same(x), reference.get_group_activations(x), 1e-5, "activations before training"
         )
-    default = default_scorer(order, side, device)
+    default = default_scorer(order, side, device, **context.default_options())
     found = context.compare(
         {
             "peer": _prior_step(reference, reference.get_group_activations, x),
@@ -84,12 +85,16 @@ def _prior_step(module: nn.Module, scores: Callable[[Tensor], Tensor], x: Tensor
 @measure("train_joint", "Joint training step with ResNet-50 at 224 px against the backbone's own")
 def train_joint(context: Context) -> Measured:
     """Rows for prlc with the default C8 canonicalizer."""
-    name, side, batch = ("resnet18", 64, 2) if context.quick else ("resnet50", 224, 16)
+    name, side, batch = ("resnet_small", 32, 2) if context.quick else ("resnet50", 224, 16)
     if context.device.type == "cuda" and not context.quick:
         batch = 64
     device = context.device
     plain = timm_backbone(name, side, device)
-    model = adapted(default_scorer(8, side, device), timm_backbone(name, side, device), False)
+    model = adapted(
+        default_scorer(8, side, device, **context.default_options()),
+        timm_backbone(name, side, device),
+        False,
+    )
     x = smooth_images(batch, side).to(device)
     labels = torch.arange(batch, device=device) % 1000
     found = context.compare(
