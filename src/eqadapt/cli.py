@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except UserError as error:
-        print(f"eqadapt {args.verb}: error: {error}", file=sys.stderr)
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        which = f" (process {os.environ.get('RANK', '?')})" if several else ""
+        print(f"eqadapt {args.verb}{which}: error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from eqadapt import checkpoint
+from eqadapt import checkpoint, distributed
 from eqadapt.adaptation import (
     ImageKind,
     ImageScorer,
@@ -139,7 +139,8 @@ class StudyRunner:
     """
 
     def __init__(self, study: Study, files: StudyFiles, say: Callable[[str], None] = print) -> None:
-        self.study, self.files, self.say = study, files, say
+        self.study, self.files = study, files
+        self.say = say if distributed.is_first() else _silent
         self.device = choose_device(study.config["device"])
         self._splits: dict[str, SplitData] = {}
 
@@ -214,6 +215,9 @@ class StudyRunner:
             report=lambda row: self.say(f"{run.stem}  {describe(row)}"),
         )
         result = trainer.run()
+        if not distributed.is_first():
+            distributed.wait()  # for the files, which later runs may start from
+            return
         folder = self.files.run_folder(run)
         write_history(folder / "history.csv", result.history)
         write_json(
@@ -223,6 +227,7 @@ class StudyRunner:
                 **identity,
                 **provenance(self.device),
                 "n_train": len(data.train.labels),
+                **({"processes": distributed.size()} if distributed.size() > 1 else {}),
                 "train_seconds": round(result.seconds, 3),
                 "params_backbone": count_parameters(model.backbone),
                 "params_added": added,
@@ -232,10 +237,11 @@ class StudyRunner:
         )
         meta = {**run.as_dict(), **identity, "params_added": added}
         checkpoint.save(self.files.checkpoint(run), model.state_dict(), meta)
+        distributed.wait()
 
     def forget_states(self, stems: Sequence[str]) -> None:
         """Remove the progress of runs whose outputs are all written."""
-        for stem in stems:
+        for stem in stems if distributed.is_first() else ():
             self.files.state(stem).unlink(missing_ok=True)
 
     def pretrain(self, dataset: str, backbone: str) -> None:
@@ -262,6 +268,8 @@ class StudyRunner:
             report=lambda row: self.say(f"{stem}  {describe(row)}"),
         )
         result = trainer.run()
+        if not distributed.is_first():
+            return
         path = self.files.pretrained(dataset, backbone)
         write_history(path.with_suffix(".csv"), result.history)
         tensors = checkpoint.with_prefix("backbone", model.backbone.state_dict())
@@ -330,6 +338,10 @@ class StudyRunner:
         self.say(
             f"{run.stem}  upright {100 * accuracy:.2f}  over {poses.group.name} {100 * mean:.2f}"
         )
+
+
+def _silent(_text: str) -> None:
+    """What a process says that is not the first."""
 
 
 def gallery_poses(poses: RotationAction) -> list[int]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eqadapt import checkpoint
+from eqadapt import checkpoint, distributed
 from eqadapt.adaptation import ImageScorer
 from eqadapt.distillation import moved_targets, pose_targets
 from eqadapt.errors import UserError
@@ -175,10 +175,16 @@ class Trainer:
             model.backbone.requires_grad_(False)
         if self.train_options["channels_last"]:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.train_options.get("sync_batch_norm", False):
+            distributed.synchronised(model)
         self.optimizer = build_optimizer(model, self.train_options, frozen)
         self.network: Callable[[Tensor], Any] = model
         if self.train_options["compile"]:
             self.network = torch.compile(model)
+        self.objective: distributed.Objective = self._loss
+        if self.optimizer is not None:
+            self.objective = distributed.averaged(self._loss, model)
+        self.number = 0  # of the step in its epoch
 
     def run(self) -> TrainingResult:
         """Train to the end, from the saved state if there is one.
@@ -191,6 +197,7 @@ class Trainer:
         if self.method.distils and epochs:
             self.targets = self._pose_targets()  # of the backbone as it starts, resumed or not
         self._resume()
+        distributed.agree(len(self.history), "the epochs they resume from")
         while len(self.history) < epochs and not self._patience_spent(patience):
             start = time.perf_counter()
             try:
@@ -243,6 +250,7 @@ class Trainer:
         batches = order[: len(order) // batch * batch].view(-1, batch)
         totals = torch.zeros(4, device=self.device)
         for number, rows in enumerate(batches):
+            self.number = number
             step = epoch * len(batches) + number
             factor = learning_rate_factor(
                 step, epochs * len(batches), options["schedule"], options["warmup"]
@@ -250,7 +258,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             totals += self._step(rows)
-        loss, task, prior, correct = (totals / len(batches)).tolist()
+        loss, task, prior, correct = distributed.mean(totals / len(batches)).tolist()
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss is not finite in epoch {epoch}; the state of epoch {epoch - 1} is kept",
@@ -263,13 +271,13 @@ class Trainer:
             "train_loss": loss,
             "task_loss": None if self.prior_only else task,
             "prior_loss": prior if has_prior else None,
-            "train_acc": None if self.prior_only else correct / batch,
+            "train_acc": None if self.prior_only else correct * distributed.size() / batch,
             "lr": self.optimizer.param_groups[0]["lr"],
         }
         return row | (self._validate() if self._is_due(epoch, epochs) else {})
 
     def _step(self, rows: Tensor) -> Tensor:
-        loss, parts = self._loss(rows)
+        loss, parts = self.objective(rows)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.train_options["grad_clip"]:
@@ -289,17 +297,24 @@ class Trainer:
         )
 
     def _loss(self, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
-        options, method, action = self.train_options, self.method, self.model.action
-        labels = self.data.labels[rows]
-        x, mirrored = self.pipeline.augmented(self.data.images[rows])
+        """The loss on this process's part of a batch, its parts, and how many are right."""
+        method, action = self.method, self.model.action
+        part = distributed.part(len(rows))
+        labels = self.data.labels[rows[part]]
+        x, mirrored = self.pipeline.augmented(self.data.images[rows], part)
         x = action.masked(x)
         pose = torch.zeros(len(x), dtype=torch.long, device=x.device)
         if method.turns_inputs:
-            pose = torch.randint(0, action.group.order, (len(x),), device=x.device)
+            pose = torch.randint(0, action.group.order, (len(rows),), device=x.device)[part]
             x = action.act(x, pose)
         target = pose
         if self.targets is not None:
-            target = moved_targets(self.targets[rows], mirrored, pose, action.group)
+            target = moved_targets(self.targets[rows[part]], mirrored, pose, action.group)
+        with distributed.own_chance(self.number):
+            return self._loss_of(x, labels, target)
+
+    def _loss_of(self, x: Tensor, labels: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
+        options, method = self.train_options, self.method
         zero = x.new_zeros(())
         if self.prior_only:
             assert self.model.scorer is not None
@@ -329,16 +344,17 @@ class Trainer:
         return contextlib.nullcontext()
 
     def _validate(self) -> Row:
-        return orbit_accuracy(
-            self.model,
-            self.validation.images,
-            self.validation.labels,
-            self.pipeline,
-            self.recipe["evaluate"]["batch_size"],
+        distributed.share_buffers(self.model)
+        images, labels = (
+            values[distributed.rank() :: distributed.size()]
+            for values in (self.validation.images, self.validation.labels)
         )
+        batch_size = self.recipe["evaluate"]["batch_size"]
+        rates = orbit_accuracy(self.model, images, labels, self.pipeline, batch_size)
+        return distributed.weighted(rates, len(labels))
 
     def _save(self) -> None:
-        if self.state_path is None:
+        if self.state_path is None or not distributed.is_first():
             return
         meta = {
             "digest": self.digest,

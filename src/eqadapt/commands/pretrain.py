@@ -19,4 +19,8 @@ def run(args: argparse.Namespace) -> None:
     """Pretrain the one backbone on the one data set that the flags name."""
     if not (args.dataset and args.backbone):
         raise UserError("pretrain needs --dataset and --backbone")
-    make_runner(args).pretrain(args.dataset, args.backbone)
+    from eqadapt import distributed
+    from eqadapt.study import load_study
+
+    with distributed.session(load_study(args.study, args.set).config["device"]):
+        make_runner(args).pretrain(args.dataset, args.backbone)

@@ -1,4 +1,4 @@
-"""``eqadapt train``."""
+"""``eqadapt train``; on several processes: ``torchrun --nproc_per_node=N -m eqadapt train``."""
 
 from __future__ import annotations
 
@@ -22,10 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train; progress is removed only when every run has written its files."""
+    from eqadapt import distributed
     from eqadapt.runs import select_runs
+    from eqadapt.study import load_study
 
-    runner = make_runner(args)
-    runs = select_runs(runner.study.trained_runs(), **run_filters(args))
-    for one in runs:
-        runner.train(one)
-    runner.forget_states([one.stem for one in runs])
+    device = load_study(args.study, args.set).config["device"]
+    with distributed.session(device):
+        runner = make_runner(args)
+        runs = select_runs(runner.study.trained_runs(), **run_filters(args))
+        for one in runs:
+            runner.train(one)
+        runner.forget_states([one.stem for one in runs])

@@ -60,37 +60,42 @@ class ImagePipeline:
         )
         return x.clamp(0.0, 1.0)
 
-    def augmented(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def augmented(self, images: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Training images at random, and which of them were mirrored.
 
         Args:
-            images: (B, C, h, h) uint8.
+            images: (A, C, h, h) uint8.
+            part: The B of them that are wanted. Chance is drawn for all, so that what becomes of an
+                image does not depend on the part.
 
         Returns:
             (B, C, size, size) float32, and (B,) bool.
         """
-        if self.crop_padding:
-            images = random_shift(images, self.crop_padding)
-        mirrored = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        count, device = len(images), images.device
+        shifted = random_shift(images, self.crop_padding, part) if self.crop_padding else None
+        images = images[part] if shifted is None else shifted
+        mirrored = torch.zeros(len(images), dtype=torch.bool, device=device)
         if self.flip:
-            mirrored = torch.rand(len(images), device=images.device) < 0.5
+            mirrored = (torch.rand(count, device=device) < 0.5)[part]
             images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
         x = self.to_act_size(images)
         if self.jitter_degrees:
-            angles = torch.empty(len(x), device=x.device).uniform_(-1, 1) * self.jitter_degrees
-            x = rotate(x, angles, "bicubic").clamp(0.0, 1.0)
+            angles = torch.empty(count, device=device).uniform_(-1, 1) * self.jitter_degrees
+            x = rotate(x, angles[part], "bicubic").clamp(0.0, 1.0)
         return x, mirrored
 
 
-def random_shift(images: Tensor, padding: int) -> Tensor:
+def random_shift(images: Tensor, padding: int, part: slice = slice(None)) -> Tensor:
     """Each image shifted by its own amount in [-padding, padding] pixels, edges repeated.
 
     Args:
         images: (B, C, H, H), any dtype.
         padding: Largest shift.
+        part: Those of them that are wanted; chance is drawn for all.
     """
+    offsets = torch.randint(-padding, padding + 1, (2, len(images), 1), device=images.device)
+    images, offsets = images[part], offsets[:, part]
     batch, size = len(images), images.shape[-1]
-    offsets = torch.randint(-padding, padding + 1, (2, batch, 1), device=images.device)
     places = torch.arange(size, device=images.device) + offsets
     rows, columns = places.clamp(0, size - 1)
     sample = torch.arange(batch, device=images.device).view(-1, 1, 1)
