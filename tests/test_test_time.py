@@ -299,6 +299,15 @@ def test_views_that_were_not_read_cannot_be_used():
     assert np.isnan(ordered.scores).all()
 
 
+def test_evidence_of_all_views_is_refused_where_some_are_read():
+    whole = Views(
+        orbits(4).logits[:, 0], np.zeros((N, 4)), poses(4, "test", 0)[:, 0], per_view=False
+    )
+    with pytest.raises(UserError, match="takes all of them"):
+        decide(METHODS["posterior_top_2"], whole)
+    assert decide(METHODS["posterior"], whole).passes.tolist() == [4] * N
+
+
 class Scorer(torch.nn.Module):
     """Pose logits that turn with the image: four corners' brightness."""
 

@@ -212,6 +212,11 @@ def decide(
         candidates[kept, 0] = True
     if method.selection == "argmax" and method.evidence is None:
         candidates = _only(candidates, prior)
+    if method.evidence is not None and not views.per_view and not (candidates | views.seen).all():
+        raise UserError(
+            f"{method.name!r} reads some views only, but its evidence of a view takes all of them",
+            fix="evidence that scores each view alone",
+        )
     views.read(candidates)
     return _select(method, views, values, prior, candidates)
 
