@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +82,21 @@ class StudyFiles:
 
 @dataclass(frozen=True)
 class SplitData:
-    """The splits of one data set in memory, with what identifies them."""
+    """The splits of one data set in memory; the test split is read when it is asked for."""
 
     train: prepared.Prepared
     validation: prepared.Prepared
-    test: prepared.Prepared
+    read_test: Callable[[], prepared.Prepared]
+
+    @cached_property
+    def test(self) -> prepared.Prepared:
+        """The test split."""
+        return self.read_test()
 
     @property
     def kind(self) -> ImageKind:
         """Channels and classes."""
-        return ImageKind(self.test.images.shape[1], len(self.test.classes))
+        return ImageKind(self.train.images.shape[1], len(self.train.classes))
 
 
 def select_runs(
@@ -156,9 +162,13 @@ class StudyRunner:
             self._splits[dataset] = SplitData(
                 prepared.load(folder, "train", limit=options["limit_train"]),
                 prepared.load(folder, "validation", limit=options["limit_test"]),
-                prepared.load(folder, "test", limit=options["limit_test"]),
+                lambda: self._read_test(dataset),
             )
         return self._splits[dataset]
+
+    def _read_test(self, dataset: str) -> prepared.Prepared:
+        limit = self.study.config["datasets"][dataset]["limit_test"]
+        return prepared.load(self.prepared_folder(dataset), "test", limit=limit)
 
     def backbone(self, run: Run, recipe: dict[str, Any]) -> Backbone:
         """A fresh backbone with the weights a run starts from."""

@@ -1,0 +1,261 @@
+"""A search for recipes: its space, its trials and its outcome. No torch here.
+
+Every method of a study gets the same number of trials, the first of which is the study's own
+recipe; the best on the validation split is written as a part of a study.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import itertools
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eqadapt.errors import UserError
+from eqadapt.files import write_text
+from eqadapt.study import Run, Study, load_study, merge, read_yaml
+
+RULES = {
+    "mean": "mean of upright accuracy and average over the group",
+    "cn_avg": "average over the group",
+}
+_RUN_KEYS = ("dataset", "backbone", "regime", "group", "seed")
+_FOUND = ("val_acc", "val_cn_avg", "score", "seconds", "config_hash")
+Point = Mapping[str, Any]
+"""Dotted keys of a method's section with their values."""
+
+
+@functools.cache
+def _schema() -> dict[str, Any]:
+    text = resources.files("eqadapt").joinpath("tuning.schema.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched; see ``tuning.schema.yaml``.
+
+    Attributes:
+        trials: Recipes a method.
+        select: A key of ``RULES``.
+        seed: The seed every trial trains with.
+        draw: Seed of the draws.
+        spaces: Method -> dotted key -> values or range.
+    """
+
+    trials: int
+    select: str
+    seed: int
+    draw: int
+    spaces: Mapping[str, Mapping[str, Any]]
+
+    def points(self, method: str) -> list[Point]:
+        """The recipes tried for a method; the first changes nothing.
+
+        Raises:
+            UserError: The space has fewer points than there are trials.
+        """
+        space, wanted = self.spaces[method], self.trials - 1
+        if all(isinstance(values, list) for values in space.values()):
+            grid = [dict(zip(space, values)) for values in itertools.product(*space.values())]
+            if wanted and (len(grid) < wanted or not space):
+                raise UserError(
+                    f"{len(grid) if space else 0} points for {wanted} trials beside the study's "
+                    "own recipe: the budget would not be the same for all methods",
+                    where=f"methods.{method}",
+                    fix="more values, a range, or fewer trials",
+                )
+            random.Random(f"{self.draw} {method}").shuffle(grid)
+            return [{}, *grid[:wanted]]
+        drawn = (random.Random(f"{self.draw} {method} {trial}") for trial in range(1, self.trials))
+        return [{}, *({key: _drawn(chance, of) for key, of in space.items()} for chance in drawn)]
+
+
+def _drawn(chance: random.Random, of: Any) -> Any:
+    if isinstance(of, list):
+        return of[chance.randrange(len(of))]
+    low, high = float(of["low"]), float(of["high"])
+    if of.get("scale", "log") == "linear":
+        value = low + (high - low) * chance.random()
+    else:
+        value = low * (high / low) ** chance.random()
+    return float(f"{value:.3g}")  # what a person would write
+
+
+def load_search(path: Path, study: Study, trials: int | None = None) -> Search:
+    """Read and check a search.
+
+    Args:
+        path: The file.
+        study: Whose methods are tuned.
+        trials: In place of the file's number.
+
+    Raises:
+        UserError: No such file, not of this form, a method that the study does not train, or a
+            range that is none.
+    """
+    from jsonschema import Draft202012Validator
+
+    content = read_yaml(path)
+    faults = [
+        f"{'.'.join(map(str, error.absolute_path)) or 'the search'}: {error.message}"
+        for error in Draft202012Validator(_schema()).iter_errors(content)
+    ]
+    trained = list(dict.fromkeys(run.method for run in study.trained_runs()))
+    given = content.get("methods", {}) if not faults else {}
+    faults += [f"methods.{name}: not trained by the study" for name in set(given) - set(trained)]
+    shared = content.get("space", {}) if not faults else {}
+    spaces = {method: _space(shared, given.get(method, {})) for method in trained}
+    faults += [
+        f"{method}: {key}: low {of['low']}, high {of['high']}"
+        for method, space in spaces.items()
+        for key, of in space.items()
+        if isinstance(of, Mapping) and not _is_range(of)
+    ]
+    if faults:
+        raise UserError(
+            "not a valid search: " + "; ".join(sorted(faults)),
+            where=str(path),
+            fix="every key is described in src/eqadapt/tuning.schema.yaml",
+        )
+    seed = content.get("seed")
+    return Search(
+        trials or content["trials"],
+        content.get("select", "mean"),
+        study.config["seeds"][0] if seed is None else seed,
+        content.get("draw", 0),
+        spaces,
+    )
+
+
+def _space(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: of for key, of in {**shared, **own}.items() if of is not None}
+
+
+def _is_range(of: Mapping[str, Any]) -> bool:
+    floor = -math.inf if of.get("scale", "log") == "linear" else 0.0
+    return bool(floor < of["low"] < of["high"])
+
+
+def as_overrides(point: Point) -> dict[str, Any]:
+    """``{"train.lr": 0.1}`` to ``{"train": {"lr": 0.1}}``."""
+    found: dict[str, Any] = {}
+    for key, value in point.items():
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        found = merge(found, nested)
+    return found
+
+
+def with_point(study: Study, method: str, point: Point) -> Study:
+    """The study with one method's recipe changed.
+
+    Raises:
+        UserError: That is no valid study.
+    """
+    return load_study(merge(study.config, {"methods": {method: as_overrides(point)}}))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of one recipe.
+
+    Attributes:
+        number: From 0, the study's own recipe.
+        run: What was trained.
+        point: What was changed.
+        found: ``val_acc``, ``val_cn_avg`` (fractions), ``score``, ``seconds``, ``config_hash``.
+    """
+
+    number: int
+    run: Run
+    point: Point
+    found: Mapping[str, Any]
+
+
+def write_trials(path: Path, trials: Iterable[Trial]) -> None:
+    """The trials as CSV; a parameter left as the study has it is empty."""
+    import io
+
+    trials = sorted(trials, key=lambda trial: (trial.number, trial.run))
+    keys = sorted({key for trial in trials for key in trial.point})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trial", "method", *_RUN_KEYS, *keys, *_FOUND])
+    for trial in trials:
+        run = [getattr(trial.run, key) for key in _RUN_KEYS]
+        values = [trial.point.get(key, "") for key in keys]
+        found = [trial.found[key] for key in _FOUND]
+        writer.writerow([trial.number, trial.run.method, *run, *values, *found])
+    write_text(path, text.getvalue())
+
+
+def known_trials(path: Path) -> dict[tuple[int, str, str], dict[str, Any]]:
+    """What an earlier search left: (trial, stem of the run, digest of its recipe) -> findings."""
+    if not path.is_file():
+        return {}
+    known = {}
+    with path.open(encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            run = Run(
+                row["dataset"],
+                row["backbone"],
+                row["regime"],
+                row["method"],
+                row["group"],
+                int(row["seed"]),
+            )
+            found: dict[str, Any] = {key: float(row[key]) for key in _FOUND[:-1]}
+            found["config_hash"] = row["config_hash"]
+            known[int(row["trial"]), run.stem, row["config_hash"]] = found
+    return known
+
+
+def best(trials: Sequence[Trial]) -> tuple[Point, float]:
+    """The recipe with the best mean score over its runs, and that score; of equals, the first."""
+    scores: dict[int, list[float]] = {}
+    points: dict[int, Point] = {}
+    for trial in trials:
+        scores.setdefault(trial.number, []).append(float(trial.found["score"]))
+        points[trial.number] = trial.point
+    means = {number: sum(values) / len(values) for number, values in scores.items()}
+    winner = max(sorted(means), key=lambda number: means[number])
+    return points[winner], means[winner]
+
+
+def write_choice(
+    path: Path, study: Study, search: Search, chosen: Mapping[str, tuple[Point, float]]
+) -> None:
+    """The choice as a part of a study: its ``methods``, with what was found best.
+
+    Args:
+        path: The file, YAML.
+        study: The study as it was given; methods that were not tuned stay as they are there.
+        search: What was searched.
+        chosen: Method -> best recipe and its score.
+    """
+    methods = {
+        name: merge(overrides or {}, as_overrides(chosen[name][0]) if name in chosen else {})
+        for name, overrides in study.config["methods"].items()
+    }
+    lines = [
+        f"# Recipes of {study.name} chosen on the validation split: {search.trials} trials a",
+        f"# method, seed {search.seed}, by the {RULES[search.select]}.",
+        "# The test split was not read. To use it:",
+        f"#   snakemake --configfile config/{study.name}.yaml {path.as_posix()}",
+        "#",
+        *(f"# {name}: {100 * score:.2f}" for name, (_, score) in chosen.items()),
+    ]
+    untuned = [name for name in methods if name not in chosen]
+    lines += [f"# not tuned: {', '.join(untuned)}"] if untuned else []
+    body = yaml.safe_dump({"methods": methods}, sort_keys=False)
+    write_text(path, "\n".join(lines) + "\n" + body)

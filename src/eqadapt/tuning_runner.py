@@ -1,0 +1,157 @@
+"""Trains and scores the trials of a search, on the validation split alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from eqadapt.datasets import prepared
+from eqadapt.evaluation import predict_orbit
+from eqadapt.files import json_dumps
+from eqadapt.groups import RotationAction, parse_group
+from eqadapt.methods import get_method
+from eqadapt.runs import StudyFiles, StudyRunner
+from eqadapt.study import Run, Study
+from eqadapt.symmetrize import Symmetrized
+from eqadapt.tasks.classification import ImagePipeline
+from eqadapt.training import LabelledImages, Trainer
+from eqadapt.tuning import Search, Trial, best, known_trials, with_point, write_choice, write_trials
+
+
+class ValidationRunner(StudyRunner):
+    """A runner without a test split: whatever asks for it fails."""
+
+    def _read_test(self, dataset: str) -> prepared.Prepared:
+        raise AssertionError(f"a search for recipes asked for the test split of {dataset}")
+
+    def share_data(self, other: ValidationRunner) -> None:
+        """Use the data that another runner of the same data sets has loaded."""
+        self._splits = other._splits
+
+    def score(self, run: Run, model: Symmetrized) -> tuple[float, float]:
+        """Upright accuracy and average over the group on the whole validation split.
+
+        Runs without a group are averaged over each of the study's groups.
+        """
+        recipe, data = self.study.recipe(run), self.data(run.dataset).validation
+        image = recipe["image"]
+        groups = [run.group] if run.group != "C1" else list(self.study.config["groups"])
+        upright, averages = 0.0, []
+        for name in groups:
+            poses = RotationAction(
+                parse_group(name), image["interpolation"], image["padding"], image["mask"]
+            )
+            torch.manual_seed(run.seed)  # methods that draw poses
+            found = predict_orbit(
+                model,
+                get_method(run.method),
+                data.images.to(self.device),
+                data.labels.to(self.device),
+                data.index,
+                ImagePipeline.from_recipe(recipe),
+                poses,
+                recipe["evaluate"]["batch_size"],
+            )
+            right = found.prediction == found.label
+            upright = float(right[found.pose == 0].mean())
+            averages.append(float(right.mean()))
+        return upright, sum(averages) / len(averages)
+
+
+class Tuner:
+    """Searches the recipes of a study's methods, going on where it was cut off.
+
+    Args:
+        study: The study.
+        search: What is searched.
+        files: The study's folders; trials lie in ``results/<study>/tuning``.
+        runs: The runs that a method's recipe is judged by, of every method that is tuned.
+        say: Where progress goes.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        search: Search,
+        files: StudyFiles,
+        runs: Sequence[Run],
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.study, self.search, self.files, self.runs, self.say = study, search, files, runs, say
+        self.folder = files.results / "tuning"
+        self.data = ValidationRunner(study, files, say)
+
+    def tune(self) -> Path:
+        """Try everything that is not known yet, write the trials and the choice.
+
+        Returns:
+            The file of the choice.
+
+        Raises:
+            UserError: A trial is no valid study; told before the first one is trained.
+        """
+        methods = list(dict.fromkeys(run.method for run in self.runs))
+        plans = {method: self._planned(method) for method in methods}
+        chosen = {method: best(self._tried(method, plans[method])) for method in methods}
+        path = self.folder / "choice.yaml"
+        write_choice(path, self.study, self.search, chosen)
+        return path
+
+    def _planned(self, method: str) -> list[tuple[int, dict, Study]]:
+        points = self.search.points(method)
+        return [
+            (number, dict(point), with_point(self.study, method, point))
+            for number, point in enumerate(points)
+        ]
+
+    def _tried(self, method: str, plan: Sequence[tuple[int, dict, Study]]) -> list[Trial]:
+        path = self.folder / f"{method}.csv"
+        known, trials, left = known_trials(path), [], []
+        for number, point, study in plan:
+            for run in (run for run in self.runs if run.method == method):
+                found = known.get((number, run.stem, study.recipe_hash(run)))
+                if found is None:
+                    left.append((number, point, study, run))
+                else:
+                    found = {**found, "score": self._score(found)}
+                    trials.append(Trial(number, run, point, found))
+        for number, point, study, run in left:
+            trials.append(Trial(number, run, point, self._train(number, run, study)))
+            write_trials(path, trials)
+        write_trials(path, trials)
+        return trials
+
+    def _score(self, found: dict) -> float:
+        if self.search.select == "cn_avg":
+            return float(found["val_cn_avg"])
+        return 0.5 * (found["val_acc"] + found["val_cn_avg"])
+
+    def _train(self, number: int, run: Run, study: Study) -> dict:
+        started = time.perf_counter()
+        runner = ValidationRunner(study, self.files, self.say)
+        runner.share_data(self.data)
+        recipe, data = study.recipe(run), runner.data(run.dataset)
+        model, digest = runner.model(run, recipe), study.recipe_hash(run)
+        stem = f"tuning-{number}-{run.stem}"
+        trainer = Trainer(
+            model,
+            get_method(run.method),
+            recipe,
+            LabelledImages(data.train.images, data.train.labels),
+            LabelledImages(data.validation.images, data.validation.labels),
+            seed=run.seed,
+            frozen=run.regime == "frozen",
+            state_path=self.files.state(stem),
+            digest=json_dumps([digest, data.train.metadata["data_sha256"]], indent=None),
+        )
+        trainer.run()
+        upright, average = runner.score(run, model)
+        found = {"val_acc": upright, "val_cn_avg": average, "config_hash": digest}
+        found["score"] = self._score(found)
+        found["seconds"] = round(time.perf_counter() - started, 2)
+        self.say(f"{stem}  upright {100 * upright:.2f}  average {100 * average:.2f}")
+        runner.forget_states([stem])
+        return found

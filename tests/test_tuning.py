@@ -1,0 +1,182 @@
+"""Tuning: one budget for all, the validation split alone, and a choice that a study takes."""
+
+import csv
+
+import pytest
+import yaml
+
+from eqadapt.cli import main
+from eqadapt.errors import UserError
+from eqadapt.study import Run, load_study, merge, read_yaml
+from eqadapt.tuning import (
+    Search,
+    Trial,
+    as_overrides,
+    best,
+    known_trials,
+    load_search,
+    write_trials,
+)
+
+STUDY = {
+    "study": "tiny",
+    "datasets": {"digits": {"limit_train": 40}},
+    "backbones": {"resnet_small": {"weights": "scratch"}},
+    "groups": ["C4"],
+    "methods": ["vanilla", "prlc", "oracle"],
+    "seeds": [3, 4],
+    "image": {"size": 16},
+    "scorer": {"width": 2, "layers": 2, "input_size": 17},
+    "train": {"epochs": 1, "batch_size": 20},
+    "device": "cpu",
+}
+SPACE = {
+    "trials": 3,
+    "space": {"train.lr": {"low": 1e-4, "high": 1e-2}},
+    "methods": {"prlc": {"scorer.width": [2, 4]}},
+}
+
+
+def search_of(tmp_path, **changes):
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump(merge(SPACE, changes)), encoding="utf-8")
+    return load_search(path, load_study(STUDY))
+
+
+def test_every_method_gets_as_many_trials_and_more_go_on_where_fewer_ended(tmp_path):
+    search = search_of(tmp_path)
+    assert search.seed == 3 and set(search.spaces) == {"vanilla", "prlc"}
+    for method in search.spaces:
+        points = search.points(method)
+        assert len(points) == 3 and points[0] == {}
+        assert len({str(point) for point in points}) == 3
+        longer = search_of(tmp_path, trials=9).points(method)
+        assert longer[:3] == points
+    assert search.points("vanilla") != search_of(tmp_path, draw=1).points("vanilla")
+    widths = {point["scorer.width"] for point in search_of(tmp_path, trials=20).points("prlc")[1:]}
+    assert widths == {2, 4}
+    rates = [point["train.lr"] for point in search_of(tmp_path, trials=200).points("vanilla")[1:]]
+    assert 1e-4 <= min(rates) < 2e-4 and 5e-3 < max(rates) <= 1e-2
+    assert 60 < sum(rate < 1e-3 for rate in rates) < 140  # as many in each decade
+
+
+def test_a_grid_that_cannot_fill_the_budget_is_refused():
+    grid = {"train.lr": [0.1, 0.2], "train.epochs": [1, 2]}
+    points = Search(5, "mean", 0, 0, {"vanilla": grid}).points("vanilla")
+    assert len({str(sorted(p.items())) for p in points}) == 5
+    for space, trials in ((grid, 6), ({}, 2)):
+        with pytest.raises(UserError, match="the budget would not be the same"):
+            Search(trials, "mean", 0, 0, {"vanilla": space}).points("vanilla")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"methods": {"oracle": {}}}, "methods.oracle: not trained"),
+        ({"space": {"evaluate.poses": ["C8"]}}, "evaluate.poses"),
+        ({"trials": 0}, "trials"),
+        ({"space": {"train.lr": {"low": 0, "high": 1}}}, "low 0, high 1"),
+        ({"space": {"train.lr": {"low": 2, "high": 1, "scale": "linear"}}}, "low 2, high 1"),
+        ({"budget": 3}, "budget"),
+    ],
+)
+def test_faults_of_a_search_are_told(tmp_path, change, said):
+    with pytest.raises(UserError, match="not a valid search") as caught:
+        search_of(tmp_path, **change)
+    assert said in str(caught.value)
+
+
+def test_the_best_recipe_is_best_on_average_and_the_first_of_equals():
+    def trial(number, seed, score):
+        return Trial(
+            number, Run("d", "b", "joint", "m", "C4", seed), {"n": number}, {"score": score}
+        )
+
+    trials = [trial(0, 0, 0.5), trial(0, 1, 0.5), trial(1, 0, 0.9), trial(1, 1, 0.1)]
+    assert best([*trials, trial(2, 0, 0.55), trial(2, 1, 0.55)]) == ({"n": 2}, 0.55)
+    assert best([*trials, trial(2, 0, 0.25), trial(2, 1, 0.75)]) == ({"n": 0}, 0.5)
+
+
+def test_trials_survive_their_file(tmp_path):
+    run = Run("d", "b", "joint", "m", "C4", 1)
+    found = {
+        "val_acc": 1 / 3, "val_cn_avg": 0.1, "score": 0.2, "seconds": 1.5, "config_hash": "ab",
+    }  # fmt: skip
+    write_trials(tmp_path / "m.csv", [Trial(1, run, {"train.lr": 0.1}, found)])
+    assert known_trials(tmp_path / "m.csv") == {(1, run.stem, "ab"): found}
+    assert known_trials(tmp_path / "none.csv") == {}
+    assert as_overrides({"train.lr": 0.1, "train.augment.flip": True}) == {
+        "train": {"lr": 0.1, "augment": {"flip": True}}
+    }
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Prepared digits without a test split, and a study of two methods."""
+    from test_distributed import prepare_digits
+
+    folder = tmp_path_factory.mktemp("tuning")
+    prepare_digits(folder)
+    (folder / "data" / "prepared" / "digits" / "test.safetensors").unlink()
+    (folder / "study.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
+    (folder / "config" / "tuning").mkdir(parents=True)
+    path = folder / "config" / "tuning" / "tiny.yaml"
+    path.write_text(yaml.safe_dump(SPACE), encoding="utf-8")
+    return folder
+
+
+def tune(project, monkeypatch, *flags):
+    monkeypatch.chdir(project)
+    assert main(["tune", "--study", "study.yaml", *flags]) == 0
+    with (project / "results/tiny/tuning/prlc.csv").open(encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.slow
+def test_a_search_reads_no_test_split_and_goes_on_trial_by_trial(project, monkeypatch, capsys):
+    rows = tune(project, monkeypatch, "--trials", "2")
+    assert [row["trial"] for row in rows] == ["0", "1"]
+    assert rows[0]["train.lr"] == "" and float(rows[1]["train.lr"]) > 0
+    for row in rows:
+        expected = (float(row["val_acc"]) + float(row["val_cn_avg"])) / 2
+        assert float(row["score"]) == pytest.approx(expected)
+        assert row["seed"] == "3" and row["group"] == "C4" and float(row["seconds"]) > 0
+    said = capsys.readouterr().out
+    assert said.count("tuning-") == 4  # two methods, two trials
+
+    more = tune(project, monkeypatch)
+    assert more[:2] == rows and len(more) == 3
+    assert capsys.readouterr().out.count("tuning-") == 2  # only the third trial of each
+    assert tune(project, monkeypatch) == more
+    assert "tuning-2-" not in capsys.readouterr().out
+
+    choice = read_yaml(project / "results/tiny/tuning/choice.yaml")
+    assert set(choice) == {"methods"} and list(choice["methods"]) == ["vanilla", "prlc", "oracle"]
+    chosen = load_study(merge(STUDY, choice))
+    run = next(run for run in chosen.runs() if run.method == "prlc" and run.seed == 3)
+    winner = max(more, key=lambda row: float(row["score"]))
+    assert chosen.recipe_hash(run) == winner["config_hash"]
+    text = (project / "results/tiny/tuning/choice.yaml").read_text(encoding="utf-8")
+    assert "3 trials" in text and "mean of upright accuracy" in text
+    assert "not tuned: oracle" in text
+
+
+@pytest.mark.slow
+def test_the_split_that_a_search_must_not_read_fails_where_it_is_asked_for(project):
+    from eqadapt.runs import StudyFiles
+    from eqadapt.tuning_runner import ValidationRunner
+
+    files = StudyFiles(project / "r", project / "s", project / "data" / "prepared")
+    data = ValidationRunner(load_study(STUDY), files).data("digits")
+    assert len(data.train.labels) == 40 and len(data.validation.labels) == 200
+    with pytest.raises(AssertionError, match="asked for the test split"):
+        _ = data.test
+
+
+def test_the_search_of_the_default_study_is_valid():
+    study = load_study("config/digits.yaml")
+    from pathlib import Path
+
+    search = load_search(Path("config/tuning/digits.yaml"), study)
+    for method in search.spaces:
+        assert len(search.points(method)) == search.trials
