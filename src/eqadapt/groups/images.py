@@ -164,20 +164,34 @@ class RotationAction:
         """
         self._check(x)
         g = g.to(x.device)
+        if x.device.type == "cpu":
+            return self.masked(self._act_one_by_one(x, g))
         index = self._constant(("rest",), lambda: self._rest_index, x.device)[g]
         quarters = self._constant(("quarters",), lambda: self._quarters, x.device)[g]
         turned = quarter_turns(x, quarters)
-        if len(self._rests) == 1:
-            return self.masked(turned)
-        grids = self._grids(x.shape[-1], x.device)
-        if x.device.type == "cpu":  # no launch to wait for: warp only the images that need it
-            rows = index.nonzero().flatten()
-            if len(rows):
-                turned = turned.index_copy(0, rows, self._warp(turned[rows], grids[index[rows]]))
-        else:
-            warped = self._warp(turned, grids[index])
+        if len(self._rests) > 1:
+            warped = self._warp(turned, self._grids(x.shape[-1], x.device)[index])
             turned = torch.where((index == 0).view(-1, 1, 1, 1), turned, warped)
         return self.masked(turned)
+
+    def _act_one_by_one(self, x: Tensor, g: Tensor) -> Tensor:
+        """``act`` where no launch is waited for: each image is turned as a view and copied once,
+        and only those that need it are warped."""
+        if not len(x):
+            return x
+        parts = [self.group.decompose(element) for element in g.tolist()]
+        images = [
+            torch.rot90(image, quarters, (-2, -1))
+            for image, (quarters, _) in zip(x.unbind(), parts, strict=True)
+        ]
+        rows = [row for row, (_, rest) in enumerate(parts) if rest]
+        if rows:
+            index = [self._rests.index(parts[row][1]) for row in rows]
+            grids = self._grids(x.shape[-1], x.device)[index]
+            warped = self._warp(torch.stack([images[row] for row in rows]), grids)
+            for row, image in zip(rows, warped.unbind(), strict=True):
+                images[row] = image
+        return torch.stack(images)
 
     def turn(self, x: Tensor, element: int) -> Tensor:
         """``element . x`` for the whole batch."""

@@ -1,0 +1,164 @@
+"""The benchmarks' own machinery, and quick pairs with whatever peers are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+
+import pytest
+import torch
+
+from benchmarks import figures, measures, rows, table
+from benchmarks.__main__ import main
+from benchmarks.registry import Context, NotComparable, largest_difference
+from benchmarks.rows import Row
+from benchmarks.timing import QUICK, Effort, Samples, compare, peak_memory, ratio_spread
+
+CPU = torch.device("cpu")
+HAS_REFERENCE = importlib.util.find_spec("equiadapt") is not None
+
+
+def test_slower_side_is_found_slower_and_sides_take_turns() -> None:
+    turns: list[str] = []
+
+    def side(name: str, seconds: float):
+        def call() -> None:
+            turns.append(name)
+            time.sleep(seconds)
+
+        return call
+
+    sides = {"a": side("a", 0.012), "b": side("b", 0.002)}
+    found = compare(sides, CPU, Effort(seconds=0.0, rounds=5, sample_seconds=0.0))
+    assert found["a"].median > 2 * found["b"].median
+    assert turns[-10:] == ["a", "b"] * 5
+    assert len(found["a"].seconds) == 5
+
+
+def test_peak_memory_sees_a_large_tensor_that_is_freed() -> None:
+    peak = peak_memory(lambda: torch.ones(32 << 18).sum(), CPU)  # 32 MiB
+    if peak is None:
+        pytest.skip("the system does not tell")
+    assert 24 < peak < 200
+
+
+def test_ratio_spread_ignores_a_drift_that_both_sides_share() -> None:
+    drifting = Samples((1.0, 2.0, 4.0), None)
+    assert ratio_spread(drifting, Samples((0.5, 1.0, 2.0), None)) == pytest.approx(0.0)
+    assert ratio_spread(drifting, Samples((0.5, 0.5, 0.5), None)) > 0.5
+
+
+def test_unequal_outputs_are_refused() -> None:
+    x = torch.ones(3)
+    assert largest_difference(x, x + 1e-6, 1e-4, "x") == pytest.approx(1e-6, rel=0.2)
+    for wrong in (x + 1, x * torch.nan, torch.ones(4)):
+        with pytest.raises(NotComparable):
+            largest_difference(x, wrong, 1e-4, "x")
+
+
+def _row(measure: str, device: str = "here", **values) -> Row:
+    return Row(measure, "C8, 32 px, batch 16", device, **values)
+
+
+def test_file_keeps_other_measures_and_other_devices(tmp_path) -> None:
+    path, order = tmp_path / "speed.csv", ("warp", "growth")
+    old = [_row("growth_order", our_seconds=1.0), _row("warp", "gpu", ratio=3.0, repeats=4)]
+    rows.replace(path, "growth", "here", old[:1], order)
+    rows.replace(path, "warp", "gpu", old[1:], order)
+    fresh = [_row("warp", ratio=10.0, floor=10.0, note="a, b")]
+    rows.replace(path, "warp", "here", fresh, order)
+    assert rows.read(path) == [old[1], fresh[0], old[0]]
+    rows.replace(path, "growth", "here", [_row("growth_side")], order)
+    assert [row.measure for row in rows.read(path)] == ["warp", "warp", "growth_side"]
+
+
+def test_floor_is_reached_or_not_or_absent() -> None:
+    assert _row("warp", ratio=10.0, floor=10.0).met is True
+    assert _row("warp", ratio=9.9, floor=10.0).met is False
+    assert _row("warp", ratio=9.9).met is None
+
+
+def test_no_measure_writes_rows_of_another() -> None:
+    for name in measures.ORDER:
+        assert [other for other in measures.ORDER if rows.belongs(_row(name), other)] == [name]
+
+
+def test_tables_and_figures_are_whole_and_repeatable(tmp_path) -> None:
+    found = [
+        _row("warp", peer="p", peer_seconds=0.02, our_seconds=0.01, ratio=2.0, floor=10.0),
+        _row("growth_order", our_seconds=0.1),
+        _row("limits_stage", peer="limit", peer_seconds=0.1, our_seconds=0.2, ratio=0.5),
+        _row("quality_curve", our_seconds=0.01, our_cn_avg=0.7, our_pose_accuracy=0.5),
+        _row("quality_curve", peer_seconds=2.0, peer_cn_avg=0.6, peer_pose_accuracy=0.4),
+    ]
+    written = table.write(found, tmp_path) + figures.write(found, tmp_path)
+    assert len(written) == 2 + 4 * 2
+    before = {path: path.read_bytes() for path in written}
+    assert "not reached" in before[tmp_path / "speed_table.md"].decode()
+    table.write(found, tmp_path)
+    figures.write(found, tmp_path)
+    assert {path: path.read_bytes() for path in written} == before
+
+
+def test_units_and_ratios_are_legible() -> None:
+    assert [table.seconds(value) for value in (2.3, 0.0571, 3.1e-4, None)] == [
+        "2.30 s",
+        "57.1 ms",
+        "310 µs",
+        "–",
+    ]
+    assert [table.ratio(value) for value in (0.956, 2.15, 128.4)] == ["0.956x", "2.15x", "128x"]
+
+
+def test_command_lists_runs_resumes_and_refuses(tmp_path, capsys) -> None:
+    out = str(tmp_path)
+    assert main(["--list"]) == 0
+    assert set(measures.ORDER) <= set(capsys.readouterr().out.split())
+    assert main(["--only", "nothing", "--out", out]) == 2
+    quick = ["--quick", "--threads", "1", "--device", "cpu", "--only", "inference", "--out", out]
+    threads = torch.get_num_threads()
+    try:
+        assert main(quick) == 0
+        first = (tmp_path / "speed.csv").read_bytes()
+        assert main([*quick, "--resume"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert (tmp_path / "speed.csv").read_bytes() == first
+    (row,) = rows.read(tmp_path / "speed.csv")
+    assert row.ratio and row.outputs_max_difference is not None and "timm" in row.versions
+
+
+@pytest.mark.skipif(HAS_REFERENCE, reason="equiadapt is installed")
+def test_missing_peer_is_said_and_no_row_invented(tmp_path, capsys) -> None:
+    assert main(["--quick", "--only", "warp", "--out", str(tmp_path)]) in (1, 2)
+    assert "requirements-benchmarks.lock" in capsys.readouterr().err
+    assert not (tmp_path / "speed.csv").exists()
+
+
+@pytest.mark.skipif(not HAS_REFERENCE, reason="needs the extra benchmarks")
+@pytest.mark.parametrize("order", [4, 8])
+def test_reference_and_ours_are_the_same_network(order: int) -> None:
+    from benchmarks.peers import reference_canonicalizer, same_network, smooth_images
+
+    torch.manual_seed(0)
+    reference = reference_canonicalizer(order, 32, CPU, fields=2, resize=24)
+    ours, x = same_network(reference, order, CPU), smooth_images(4, 32)
+    with torch.no_grad():
+        theirs = reference.get_group_activations(x)
+        assert theirs.std() > 1e-4
+        assert (theirs - ours(x)).abs().max() <= 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in measures.ORDER if n not in ("study", "quality")])
+def test_every_measure_runs_quickly(name: str) -> None:
+    try:
+        found = list(measures.MEASURES[name].run(Context(CPU, quick=True)))
+    except NotComparable as error:
+        pytest.skip(str(error))
+    assert found
+    assert all(row.our_seconds for row in found)
+
+
+def test_quick_effort_is_small() -> None:
+    assert QUICK.most_rounds <= 2
