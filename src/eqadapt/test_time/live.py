@@ -90,6 +90,8 @@ class LiveViews(Views):
             self._scores[rows, views] = found[:, 0]
             return
         whole = self.seen.all(axis=1)
+        if not whole.any():
+            return
         self._scores[whole] = self.evidence.score(
             self._logits[whole].astype(np.float32), self._features[whole]
         )
