@@ -17,7 +17,6 @@ from eqadapt.symmetrize import (
 )
 from eqadapt.view_scorers import Confidence, LambdaNetwork
 
-
 NOT_FOR_ALL = {"identity", "sample", "argmax_equiste"}  # no scores, chance, view scorers alone
 
 
@@ -204,9 +203,16 @@ def test_all_of_the_best_poses_are_the_weighted_frame():
     for order in (4, 8):
         whole, frame = build(f"top_{order}", order), build("softmax", order)
         torch.testing.assert_close(whole(x).logits, frame(x).logits)
-        torch.testing.assert_close(build("top_1", order)(x).logits, build("argmax", order)(x).logits)
+        torch.testing.assert_close(
+            build("top_1", order)(x).logits, build("argmax", order)(x).logits
+        )
         with pytest.raises(UserError, match=f"top_{order + 1}.*{order} elements"):
             build(f"top_{order + 1}", order)
+    model = build("top_3", 8)  # only views with weight are passed: nothing else changes
+    scores, views = model.scorer(x), model.action.orbit(x)
+    outputs = model.backbone(views.flatten(0, 1)).unflatten(0, (5, 8))
+    expected = torch.einsum("bk,bkc->bc", top_k_weights(scores, 3), outputs)
+    torch.testing.assert_close(model(x).logits, expected)
     for name in ("top_0", "top_", "top_2.5"):
         with pytest.raises(UserError, match="unknown selection"):
             build(name)

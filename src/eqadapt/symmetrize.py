@@ -47,6 +47,7 @@ class Selection:
         weights: Scores (B, K) to weights (B, K) that sum to 1; unused when ``one_hot``.
         needs_scores: Whether it reads the scores at all.
         needs_views: Whether it makes sense only where every view is passed: for view scorers.
+        views: How many views have weight, where that is known before the backbone; None: all.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Selection:
     weights: Callable[[Tensor], Tensor] | None = None
     needs_scores: bool = True
     needs_views: bool = False
+    views: int | None = None
 
 
 def _uniform(scores: Tensor) -> Tensor:
@@ -107,7 +109,8 @@ def get_selection(name: str, order: int) -> Selection:
         raise UserError(
             f"selection {name!r} of a group with {order} elements", fix=f"top_{order} at most"
         )
-    return Selection(name, weights=functools.partial(top_k_weights, k=int(top[1])))
+    count = int(top[1])
+    return Selection(name, weights=functools.partial(top_k_weights, k=count), views=count)
 
 
 def straight_through(views: Tensor, scores: Tensor) -> Tensor:
@@ -286,6 +289,8 @@ class Symmetrized(nn.Module):
     def _weigh(self, x: Tensor, scores: Tensor | None) -> Output:
         if self.action.group.order == 1:
             return Output(self.backbone(x), scores)
+        if scores is not None and self.selection.views is not None:
+            return self._weigh_best(x, scores, self.selection.views)
         features, outputs = self._views(x)
         if self.view_scorer is not None:
             scores = self.view_scorer(features, outputs)
@@ -301,3 +306,13 @@ class Symmetrized(nn.Module):
         weights = self.selection.weights(given)
         logits = torch.einsum("bk,bkc->bc", weights.to(outputs.dtype), outputs)
         return Output(logits, scores, chosen)
+
+    def _weigh_best(self, x: Tensor, scores: Tensor, count: int) -> Output:
+        """The mean over the best views: the others have no weight and are not passed."""
+        best = scores.topk(count, dim=1)
+        copies = x.repeat_interleave(count, dim=0)
+        outputs = self.backbone(self.action.undo(copies, best.indices.flatten()))
+        outputs = outputs.unflatten(0, (len(x), count))
+        weights = best.values.softmax(dim=1).to(outputs.dtype)
+        logits = torch.einsum("bk,bkc->bc", weights, outputs)
+        return Output(logits, scores, scores.argmax(dim=1))
