@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     new.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     new.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
     new.add_argument(
-        "--minutes", type=float, default=1.0, help="training time of each network in `quality`"
+        "--minutes", type=float, default=0.75, help="training time of each network in `quality`"
     )
     new.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     new.add_argument(

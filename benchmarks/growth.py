@@ -88,9 +88,9 @@ def _runs(context: Context) -> Measured:
     """Short runs that share a process, against one process each."""
     device = str(context.device)
     _process(1, device)  # files from disk
-    one = [_process(1, device) for _ in range(1 if context.quick else 3)]
+    one = [_process(1, device) for _ in range(1 if context.quick else 2)]
     for runs in context.pick((1, 2, 4, 8), (2,)):
-        together = [_process(runs, device) for _ in range(1 if context.quick else 3)]
+        together = [_process(runs, device) for _ in range(1 if context.quick else 2)]
         apart = [runs * seconds for seconds in one]
         yield context.pair(
             "growth_runs",

@@ -34,7 +34,7 @@ def seconds(code: str) -> float:
 def startup(context: Context) -> Measured:
     """Rows for a training job, and for a command that computes nothing."""
     load("equiadapt")
-    rounds = 1 if context.quick else 5
+    rounds = 1 if context.quick else 3
     times: dict[str, list[float]] = {"peer": [], "training": [], "command": []}
     for turn in range(rounds + 1):
         for name, code in (("peer", REFERENCE), ("training", TRAINING), ("command", COMMAND)):
