@@ -28,8 +28,8 @@ class PlainResNet(EmbeddingScorer):
     Args:
         group: Any C_n.
         in_channels: Channels of the images.
-        form: ``"corrected"`` (a small ResNet, 0.2 M parameters), or ``"reference"`` (ResNet-18 at
-            96 pixels, cosines without a factor).
+        form: ``"corrected"`` (a small ResNet, 0.2 M parameters), or ``"reference"`` (ResNet-18, our
+            choice, at the 96 pixels of the reference's plain network, cosines without a factor).
         model: Any name that a backbone may have: one of ours or of timm.
         pretrained: Start from timm's pretrained weights.
         model_options: Further arguments of the model, e.g. its ``channels``.
@@ -84,7 +84,7 @@ class PlainResNet(EmbeddingScorer):
 class PlainWideResNet(PlainResNet):
     """A residual network of twice the width on every view; otherwise ``PlainResNet``.
 
-    The form ``"corrected"`` has 0.6 M parameters, ``"reference"`` is WRN-50-2 at 96 pixels.
+    The form ``"corrected"`` has 0.6 M parameters, ``"reference"`` is WRN-50-2, our choice.
     """
 
     name: ClassVar[str] = "plain_wrn"
