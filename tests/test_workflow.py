@@ -112,14 +112,19 @@ def test_every_study_lints_and_plans_each_of_its_runs(plans, path):
     trains = sum(count for rule, count in jobs.items() if rule.split("_")[0] == "train")
     predicts = sum(count for rule, count in jobs.items() if rule.split("_")[0] == "predict")
     assert trains == processes(study.trained_runs())
-    assert predicts == processes(runs)
+    by_cell = sum(count for rule, count in jobs.items() if rule.startswith("methods_"))
+    cells = len(datasets) * len(study.config["backbones"]) * len(study.config["groups"])
+    test_time = study.config["test_time"] is not None
+    assert predicts == (0 if test_time else processes(runs))
+    assert by_cell == (cells if test_time else 0)
     pretrained = [b for b in study.config["backbones"].values() if b["weights"] == "pretrain"]
     assert jobs.get("pretrain", 0) == len(pretrained) * len(datasets)
     preparations = {study.preparation(name) for name in datasets}
     assert jobs["prepare"] == len(preparations)
     assert jobs["verify"] == jobs["download"] == len({p.source for p in preparations})
-    for rule in ("study_config", "metrics", "headline", "tables", "figures", "report", "all"):
+    for rule in ("study_config", "metrics", "tables", "figures", "claims", "report", "all"):
         assert jobs[rule] == 1
+    assert jobs.get("headline", 0) == (not test_time)
 
 
 def test_faults_stop_before_the_first_job_with_key_and_allowed_values(project):
