@@ -175,23 +175,27 @@ class RotationAction:
         return self.masked(turned)
 
     def _act_one_by_one(self, x: Tensor, g: Tensor) -> Tensor:
-        """``act`` where no launch is waited for: each image is turned as a view and copied once,
-        and only those that need it are warped."""
+        """``act`` where no launch is waited for: turns are views, which the warp and the last copy
+        read, and only images that need it are warped."""
         if not len(x):
             return x
         parts = [self.group.decompose(element) for element in g.tolist()]
-        images = [
-            torch.rot90(image, quarters, (-2, -1))
-            for image, (quarters, _) in zip(x.unbind(), parts, strict=True)
-        ]
-        rows = [row for row, (_, rest) in enumerate(parts) if rest]
-        if rows:
+        images: dict[int, Tensor] = {}
+        for quarter in range(4):
+            rows = [row for row, (turns, rest) in enumerate(parts) if rest and turns == quarter]
+            if not rows:
+                continue
             index = [self._rests.index(parts[row][1]) for row in rows]
             grids = self._grids(x.shape[-1], x.device)[index]
-            warped = self._warp(torch.stack([images[row] for row in rows]), grids)
-            for row, image in zip(rows, warped.unbind(), strict=True):
-                images[row] = image
-        return torch.stack(images)
+            source = x if len(rows) == len(x) else x[rows]
+            warped = self._warp(torch.rot90(source, quarter, (-2, -1)), grids)
+            if source is x:
+                return warped
+            images.update(zip(rows, warped.unbind(), strict=True))
+        for row, (quarter, rest) in enumerate(parts):
+            if not rest:
+                images[row] = torch.rot90(x[row], quarter, (-2, -1))
+        return torch.stack([images[row] for row in range(len(x))])
 
     def turn(self, x: Tensor, element: int) -> Tensor:
         """``element . x`` for the whole batch."""
