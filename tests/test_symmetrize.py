@@ -276,3 +276,11 @@ def test_a_selection_without_its_scorer_is_refused():
         Symmetrized(TinyBackbone(), RotationAction(CyclicGroup(4)), "best")
     with pytest.raises(UserError, match="view scorer"):
         build("argmax_equiste")
+
+
+def test_confidence_tells_nearly_certain_views_apart():
+    logits = torch.tensor([[[100.0, 0.0, 0.0], [80.0, 0.0, 0.0], [120.0, 0.0, 0.0]]])
+    assert Confidence()(None, logits).argmax(dim=1).item() == 2
+    some = torch.randn(5, 4, 7)
+    expected = some.log_softmax(-1).amax(-1)
+    torch.testing.assert_close(Confidence()(None, some).float(), expected)

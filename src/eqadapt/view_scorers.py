@@ -12,11 +12,17 @@ from eqadapt.errors import UserError
 
 
 class Confidence(nn.Module):
-    """Log of the largest class probability: equizero's proxy (Basu et al. 2023)."""
+    """Log of the largest class probability: equizero's proxy (Basu et al. 2023).
+
+    Taken as ``-log1p(odds of the others)`` in float64: of views that a backbone is nearly certain
+    of, as zero-shot classifiers are, the surest is still told apart.
+    """
 
     def forward(self, features: Tensor | None, logits: Tensor) -> Tensor:
         """Scores (B, K)."""
-        return logits.float().log_softmax(dim=-1).amax(dim=-1)
+        ordered = logits.double().sort(dim=-1).values
+        others = (ordered[..., :-1] - ordered[..., -1:]).exp().sum(dim=-1)
+        return -others.log1p()
 
 
 class NegativeEntropy(nn.Module):

@@ -201,7 +201,7 @@ _LATER = (
         "K8",
         "A canonicalizer that is too small costs upright performance.",
         "mondal2023",
-        "needs an instance segmentation study",
+        "needs an instance segmentation study; the benchmarks show accuracy against size",
     ),
     (
         "K14",
@@ -214,7 +214,7 @@ _LATER = (
         "K15",
         "A canonicalizer trained on one data set transfers poorly to another.",
         "Later work",
-        "needs a transfer study",
+        "needs `eqadapt transfer` on two data sets",
     ),
 )
 for _id, _text, _source, _reason in _LATER:
