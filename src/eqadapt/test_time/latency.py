@@ -25,7 +25,7 @@ def measure(
     action: RotationAction,
     x: Tensor,
     methods: Sequence[tuple[TestTimeMethod, dict[str, Any], nn.Module | None]],
-    repeats: int = 5,
+    repeats: int = 3,
 ) -> list[dict[str, Any]]:
     """Time each method on a batch, vanilla before and after it, and take the median ratio.
 

@@ -235,7 +235,7 @@ class TestTimeRunner:
             {**vars(cell), "regime": REGIME},
         )
 
-    def measure_latency(self, cell: Cell, batch: int = 64) -> list[dict[str, Any]]:
+    def measure_latency(self, cell: Cell, batch: int = 32) -> list[dict[str, Any]]:
         """Time the methods of a cell that have been run; rows of ``latency.csv``."""
         bench, seed = self.bench(cell), self.study.config["seeds"][0]
         recipe = self.recipe(cell)
