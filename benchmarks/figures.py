@@ -85,10 +85,10 @@ def speedups(rows: Sequence[Row]) -> Figure | None:
     axes.set_yticks(places, [f"{NAMES[row.measure]}: {row.setting}" for row in shown], fontsize=8)
     axes.set_xscale("log")
     axes.set_xlim(min(0.8, *ratios, 0.8) * 0.9, max(*ratios, 2) * 2)
-    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.axvline(1, color=style.QUIET, linewidth=1)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("peer's time over ours (black ticks: floors; orange: not reached)")
+    axes.set_xlabel("peer's time over ours\n(ticks: floors; orange: not reached)")
     style.clean(axes)
     return figure
 

@@ -395,3 +395,18 @@ def test_a_source_named_after_itself_is_as_if_it_were_not_said():
     assert hashes(datasets={"digits": {"source": "digits"}}) == hashes(datasets={"digits": {}})
     study = loaded(datasets={"digits": {"source": "digits"}})
     assert "source" not in study.config["datasets"]["digits"]
+
+
+def test_a_study_keeps_paths_as_they_were_written(monkeypatch):
+    monkeypatch.setenv("WEIGHTS", "/somewhere")
+    section = {"model": "cifar_resnet20", "weights": "file", "file": "$WEIGHTS/a.th"}
+    study = load_study(
+        {
+            "study": "s",
+            "datasets": ["cifar10"],
+            "backbones": {"net": {**section, "sha256": "12fca82f"}},
+            "methods": ["vanilla"],
+        }
+    )
+    assert "/somewhere" not in study.to_yaml()
+    assert study.recipe(study.runs()[0])["backbone"]["file"] == "/somewhere/a.th"

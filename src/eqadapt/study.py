@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -97,6 +98,14 @@ def _hashed(train: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in train.items() if _LATER.get(key, ...) != value}
 
 
+def expanded(path: str) -> str:
+    """A path with ``~`` and ``$VARIABLES`` in their place.
+
+    Studies are kept as they were written, so that no result names a folder of one machine.
+    """
+    return os.path.expandvars(Path(path).expanduser())
+
+
 def digest_of(value: Any) -> str:
     """Sixteen hex digits of SHA-256 over a value's canonical JSON."""
     return hashlib.sha256(json_dumps(value, indent=None).encode()).hexdigest()[:16]
@@ -187,9 +196,12 @@ class Study:
             train = merge(train, over.get("train"))
             scorer = merge_scorer(scorer, over.get("scorer"))
         sections = ("image", "pretrain", "train")
+        network = {key: value for key, value in backbone.items() if key not in sections}
+        if network["file"]:
+            network["file"] = expanded(network["file"])
         return {
             "dataset": {key: value for key, value in dataset.items() if key != "train"},
-            "backbone": {key: value for key, value in backbone.items() if key not in sections},
+            "backbone": network,
             "image": merge(config["image"], backbone.get("image")),
             "scorer": scorer,
             "pretrain": merge(config["pretrain"], backbone.get("pretrain")),

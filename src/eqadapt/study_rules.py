@@ -6,7 +6,6 @@ import difflib
 import functools
 import importlib.util
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
@@ -68,8 +67,6 @@ def validated(config: Mapping[str, Any], where: str) -> dict[str, Any]:
             del dataset["source"]  # as if it were not said
     for name, backbone in filled["backbones"].items():
         backbone.setdefault("model", name)
-        if backbone["file"]:
-            backbone["file"] = os.path.expandvars(Path(backbone["file"]).expanduser())
     _raise([fault for check in _CHECKS for fault in check(filled)], where)
     return filled
 

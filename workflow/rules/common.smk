@@ -16,7 +16,7 @@ from eqadapt.datasets.variants import Preparation
 from eqadapt.digest import code_id, data_id
 from eqadapt.errors import UserError
 from eqadapt.files import write_text
-from eqadapt.study import digest_of, load_study
+from eqadapt.study import digest_of, expanded, load_study
 from eqadapt.study_rules import schema
 from eqadapt.test_time.plan import load_plan
 
@@ -88,7 +88,7 @@ shell.prefix(shell_prefix())
 # Weights files of the user's are tracked by their checksums, not as inputs: a study can be planned
 # where they are not.
 for name, backbone in STUDY.config["backbones"].items():
-    if backbone["file"] and not Path(backbone["file"]).is_file():
+    if backbone["file"] and not Path(expanded(backbone["file"])).is_file():
         logger.warning(f"backbone {name}: no such weights file: {backbone['file']}")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from eqadapt.analysis.evaluations import Cell
 from eqadapt.analysis.figures.style import GRID, INK, QUIET, panels
@@ -125,7 +126,9 @@ def _cost_panel(axis: Axes, rows: Sequence[MethodRow]) -> None:
         linewidth=1.0,
         zorder=0,
     )
-    _name_points(axis, rows, places, [*front, "oracle", "equitune", "equizero", "ood_energy"])
+    _name_points(
+        axis, rows, places, [*front, "vanilla", "oracle", "equitune", "equizero", "ood_energy"]
+    )
     ticks = sorted({int(_passes(row)) for row in rows if _passes(row).is_integer()})
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -138,14 +141,14 @@ def _cost_panel(axis: Axes, rows: Sequence[MethodRow]) -> None:
 def _name_points(
     axis: Axes, rows: Sequence[MethodRow], places: Mapping[str, float], wanted: list[str]
 ) -> None:
-    """Labels beside the points, the lower of two that would overlap moved down."""
+    """Labels right above the points, off the line, the lower of two that overlap moved down."""
     low, high = axis.get_ylim()
     gap = (high - low) / 22
     above: list[tuple[float, float]] = []
     for row in rows:  # the best first
         if row.method not in wanted:
             continue
-        place, height = places[row.method], float(row.average.mean)
+        place, height = places[row.method], float(row.average.mean) + gap / 2
         for other_place, other_height in above:
             if 0.5 < place / other_place < 2.0:
                 height = min(height, other_height - gap)
@@ -157,6 +160,7 @@ def _name_points(
             fontsize=7.5,
             va="center",
             color=INK,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],  # lines may pass below
         )
 
 
