@@ -25,6 +25,7 @@ from eqadapt.errors import UserError
 from eqadapt.evaluation import orbit_accuracy
 from eqadapt.losses import prior_loss
 from eqadapt.methods import Method
+from eqadapt.scorers.base import PoseScorer
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import ImagePipeline, task_loss
 
@@ -126,6 +127,12 @@ def build_optimizer(model: Symmetrized, train: Mapping[str, Any], frozen: bool) 
     return torch.optim.AdamW(groups, fused=fused)
 
 
+def _train_scorer_in(dtype: torch.dtype, model: Symmetrized) -> None:
+    """Let a scorer of images compute in ``dtype`` while it is trained."""
+    if isinstance(model.scorer, ImageScorer) and isinstance(model.scorer.network, PoseScorer):
+        model.scorer.network.training_dtype = dtype
+
+
 class Trainer:
     """One run: model, data and recipe.
 
@@ -173,6 +180,8 @@ class Trainer:
         self.targets: Tensor | None = None  # of a distilled prior, (N, K)
         if frozen:
             model.backbone.requires_grad_(False)
+        if self.train_options.get("scorer_amp", "none") == "bf16":
+            _train_scorer_in(torch.bfloat16, model)
         if self.train_options["channels_last"]:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.train_options.get("sync_batch_norm", False):

@@ -50,6 +50,7 @@ _GROUP_CNN = _COMMON | {
     "pool",
     "momentum",
 }
+_STAGED_CNN = (_COMMON - {"form"}) | {"width", "stages", "resize", "momentum"}
 _PLAIN_NETWORK = (_COMMON - {"kernel_size"}) | {
     "model",
     "pretrained",
@@ -72,11 +73,19 @@ SCORERS: dict[str, ScorerSpec] = {
         "Group-equivariant wide ResNet; the paper's 1.9 M one with form='reference'.",
         frozenset((_GROUP_CNN - {"layers"}) | {"blocks"}),
     ),
+    "staged_cnn": ScorerSpec(
+        "eqadapt.scorers.staged_cnn",
+        "StagedCNN",
+        "Group-equivariant CNN for quarter turns in padded stages, each of half the side.",
+        _STAGED_CNN,
+    ),
     "paired_cnn": ScorerSpec(
         "eqadapt.scorers.paired_cnn",
         "PairedCNN",
         "A network exact under C4, run on m turned copies: the default for C_4m, m > 1.",
-        frozenset((_GROUP_CNN - {"form"}) | {"inner", "blocks", "dropout", "interpolation"}),
+        frozenset(
+            (_GROUP_CNN - {"form"}) | _STAGED_CNN | {"inner", "blocks", "dropout", "interpolation"}
+        ),
     ),
     "plain_cnn": ScorerSpec(
         "eqadapt.scorers.plain_cnn",

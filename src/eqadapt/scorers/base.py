@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,10 @@ class PoseScorer(nn.Module):
     Args:
         group: The group whose elements are scored.
         in_channels: Channels of the images.
+
+    Attributes:
+        training_dtype: What the network computes in while it is trained, under autocast; None is
+            float32. Evaluation is in float32 always.
     """
 
     prepare: nn.Module
@@ -33,6 +38,7 @@ class PoseScorer(nn.Module):
             raise UserError(f"in_channels is {in_channels}", fix="1 for grey images, 3 for colour")
         self.group = group
         self.in_channels = in_channels
+        self.training_dtype: torch.dtype | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -40,14 +46,25 @@ class PoseScorer(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pose logits (B, K) of images (B, C, H, H); always in float32.
+        """Pose logits (B, K) float32 of images (B, C, H, H).
+
+        Computed in float32 whatever region of lower precision this is called in, so that no pose
+        depends on it; in training mode, the network itself in ``training_dtype`` where that is set.
 
         Raises:
             UserError: The images are not square or have another number of channels.
         """
+        return self._computed(x, self.score).float()
+
+    def _computed(self, x: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
+        """``network`` of the prepared images, in the precision that is due."""
         check_images(x, self.in_channels)
-        with torch.autocast(x.device.type, enabled=False):
-            return self.score(self.prepare(x.float()))
+        device = x.device.type
+        with torch.autocast(device, enabled=False):
+            prepared = self.prepare(x.float())
+        lower = self.training_dtype if self.training else None
+        with torch.autocast(device, lower or torch.bfloat16, enabled=lower is not None):
+            return network(prepared)
 
     def score(self, views: Tensor) -> Tensor:
         """Pose logits of prepared images."""
@@ -74,7 +91,7 @@ def settle(scorer: str, forms: dict[str, dict[str, Any]], form: str, given: dict
             f"scorer {scorer!r} has no form {form!r}", fix=f"one of: {', '.join(forms)}"
         )
     settings = forms[form] | {key: value for key, value in given.items() if value is not None}
-    for key in ("width", "layers", "blocks", "dim", "input_size"):
+    for key in ("width", "layers", "blocks", "stages", "dim", "input_size"):
         value = settings.get(key, 1)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"scorer {scorer!r}: {key} is {value!r}", fix="a positive integer")
@@ -120,12 +137,18 @@ class Prepare(nn.Module):
         crop: Share of the side to keep, around the centre; None keeps all. The crop is widened
             by a pixel where it would be off-centre otherwise.
         mask: Multiply by an inscribed soft disk, so that no corner can leak the angle.
+        sample: Where the side is an odd multiple of ``size``, take the pixels at the centres and
+            average nothing. It undoes an enlargement for the sake of the action, which
+            antialiasing would blur.
     """
 
-    def __init__(self, size: int, crop: float | None = None, mask: bool = False) -> None:
+    def __init__(
+        self, size: int, crop: float | None = None, mask: bool = False, sample: bool = False
+    ) -> None:
         super().__init__()
         self.size = size
         self.crop = crop
+        self.sample = sample
         self.disk: Tensor | None
         self.register_buffer("disk", disk_mask(size) if mask else None, persistent=False)
         self._matrices: dict[tuple[int, torch.device], Tensor] = {}
@@ -146,6 +169,9 @@ class Prepare(nn.Module):
         """``x`` at the scorer's size; untouched where it has it already."""
         if x.shape[-1] == self.size:
             return x
+        factor, rest = divmod(x.shape[-1], self.size)
+        if self.sample and rest == 0 and factor % 2:
+            return x[..., factor // 2 :: factor, factor // 2 :: factor]
         key = (x.shape[-1], x.device)
         if key not in self._matrices:
             with torch.inference_mode(False):  # kept, and so maybe used where gradients are

@@ -82,6 +82,25 @@ def filter_basis(order: int, kernel_size: int, regular_input: bool) -> FilterBas
     return basis
 
 
+@functools.cache
+def pixel_basis(order: int, kernel_size: int, regular_input: bool) -> FilterBasis:
+    """All filters there are, one basis filter a pixel (Cohen & Welling 2016).
+
+    Turning pixels is exact under quarter turns alone, so this is for C1, C2 and C4. There it holds
+    every filter, where a steerable basis leaves out those of high angular frequency, and kernels
+    of even side too, which halve maps of even side without a shift.
+
+    Args:
+        order: 1, 2 or 4.
+        kernel_size: Side of the filters in pixels.
+        regular_input: From a regular field; else from an image channel (trivial).
+    """
+    sources = order if regular_input else 1
+    count = sources * kernel_size**2
+    first = torch.eye(count).view(count, 1, sources, kernel_size, kernel_size)
+    return FilterBasis(turned(first, order), torch.full((count,), math.sqrt(2.0 / count)))
+
+
 def _load(path: Path, expected: tuple[int, ...]) -> FilterBasis | None:
     """A kept basis, or None where there is none or it is damaged (it is then built anew)."""
     if not path.is_file():

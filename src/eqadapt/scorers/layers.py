@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from eqadapt.groups import disk_mask
-from eqadapt.scorers.bases import filter_basis
+from eqadapt.scorers.bases import filter_basis, pixel_basis
 
 
 class RegularConv(nn.Module):
@@ -27,12 +27,13 @@ class RegularConv(nn.Module):
         order: n of C_n.
         in_fields: Regular fields of the input, or image channels with ``lifting``.
         out_fields: Regular fields of the output.
-        kernel_size: Side of the filters, odd.
+        kernel_size: Side of the filters; odd for steerable ones.
         stride: Every how many pixels; exact under quarter turns only where it divides
             H + 2 padding - kernel_size.
         padding: Zeros around; 0 keeps the law at angles that are no multiples of 90 degrees.
         bias: One number a field.
         lifting: The input is an image (channels that do not mix under rotation).
+        pixels: Take all filters that quarter turns allow (C1, C2, C4), not the steerable ones.
     """
 
     basis: Tensor
@@ -48,12 +49,14 @@ class RegularConv(nn.Module):
         padding: int = 0,
         bias: bool = False,
         lifting: bool = False,
+        pixels: bool = False,
     ) -> None:
         super().__init__()
         self.order, self.kernel_size = order, kernel_size
         self.in_fields, self.out_fields = in_fields, out_fields
         self.stride, self.padding, self.lifting = stride, padding, lifting
-        filters, deviation = filter_basis(order, kernel_size, not lifting)
+        basis = pixel_basis if pixels else filter_basis
+        filters, deviation = basis(order, kernel_size, not lifting)
         self.register_buffer("basis", filters.flatten(1), persistent=False)
         deviation = deviation / math.sqrt(in_fields)
         weight = torch.randn(out_fields, in_fields, len(deviation)) * deviation
@@ -257,6 +260,7 @@ class PooledConv(nn.Module):
         bias: One number an output field.
         centred: Leave out what is common to all orientations, so that the results sum to 0. No
             softmax or argmax can tell, and the law holds to fewer rounding errors.
+        pixels: As of ``RegularConv``.
     """
 
     windows: Tensor | None
@@ -271,10 +275,11 @@ class PooledConv(nn.Module):
         out_fields: int = 1,
         bias: bool = False,
         centred: bool = True,
+        pixels: bool = False,
     ) -> None:
         super().__init__()
         self.centred = centred and order > 1
-        self.conv = RegularConv(order, in_fields, out_fields, kernel_size, bias=bias)
+        self.conv = RegularConv(order, in_fields, out_fields, kernel_size, bias=bias, pixels=pixels)
         windows = None if size == kernel_size else window_weights(size, kernel_size, pool)
         self.register_buffer("windows", windows, persistent=False)
 

@@ -28,10 +28,12 @@ from eqadapt.scorers import SCORERS
 from eqadapt.scorers.base import PoseScorer, Prepare
 from eqadapt.scorers.group_cnn import GroupCNN
 from eqadapt.scorers.group_wrn import GroupWideResNet
+from eqadapt.scorers.staged_cnn import StagedCNN
 
-INNER: dict[str, type[GroupCNN] | type[GroupWideResNet]] = {
+INNER: dict[str, type[GroupCNN] | type[GroupWideResNet] | type[StagedCNN]] = {
     "group_cnn": GroupCNN,
     "group_wrn": GroupWideResNet,
+    "staged_cnn": StagedCNN,
 }
 
 
@@ -108,7 +110,7 @@ class PairedCNN(PoseScorer):
         group: C_4m.
         in_channels: Channels of the images.
         inner: The network that is exact under C4: ``"group_cnn"`` or ``"group_wrn"``, in the
-            corrected form.
+            corrected form, or ``"staged_cnn"``.
         interpolation: Of the turned copies: ``"bilinear"`` or ``"bicubic"``.
         **options: Of the inner network.
 

@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from eqadapt.errors import UserError
 from eqadapt.groups import CyclicGroup
-from eqadapt.scorers.base import check_images, new_scale, scaled, settle
+from eqadapt.scorers.base import new_scale, scaled, settle
 from eqadapt.scorers.views import ViewRater
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -82,9 +82,7 @@ class EmbeddingScorer(ViewRater):
 
         ``logits`` of them is what the scorer returns.
         """
-        check_images(x, self.in_channels)
-        with torch.autocast(x.device.type, enabled=False):
-            return self.vectors(self.prepare(x.float()))
+        return self._computed(x, self.vectors).float()
 
     def logits(self, vectors: Tensor) -> Tensor:
         """Pose logits (B, K) of the vectors (B, K, dim)."""
