@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from analysis_fixtures import BEHAVIOURS, Behaviour, StudySpec, make_study, write_run
 
 from eqadapt.analysis import claims as claims_module
 from eqadapt.analysis.claim_rules import Check, Claim, Term
 from eqadapt.analysis.claims import CLAIMS, claims_document, judge, register
 from eqadapt.analysis.published import load_published
+from eqadapt.analysis.report import claim_view
 from eqadapt.analysis.results import open_results
 from eqadapt.cli import main
 from eqadapt.errors import UserError
+from eqadapt.transfer import Transfer, write_transfers
 
 PUBLISHED = Path(__file__).parents[1] / "config" / "published.yaml"
 # The published pattern, with room to spare, so that each claim holds.
@@ -197,3 +200,55 @@ def test_verb_writes_plain_json(tmp_path, capsys):
     assert json.loads(text)["study"] == "digits"
     assert "K15  not run" in capsys.readouterr().out
     assert main([*argv[:-1], str(tmp_path / "none.yaml")]) == 2
+
+
+def transfer_study(folder: Path, loss: float, seeds: int = 3) -> Path:
+    """A study of two data sets whose canonicalizers lose ``loss`` points on the other one."""
+    study = make_study(folder, StudySpec(datasets=("cifar10", "cifar100"), images=40))
+    config = yaml.safe_load((study / "study.yaml").read_text(encoding="utf-8"))
+    (study / "study.yaml").write_text(yaml.safe_dump(config | {"transfer": True}))
+    rows = [
+        Transfer(
+            trained_on=source,
+            tested_on=target,
+            backbone="resnet10t",
+            regime="joint",
+            method="prlc",
+            group=group,
+            seed=seed,
+            pose_acc=0.8 + 0.001 * seed - (0.01 * loss if source != target else 0),
+            pose_acc_exact=0.8,
+            identity_rate=0.8,
+            n_test=40,
+        )
+        for source in ("cifar10", "cifar100")
+        for target in ("cifar10", "cifar100")
+        for group in ("C4", "C8")
+        for seed in range(seeds)
+    ]
+    write_transfers(study / "transfer.csv", rows)
+    return study
+
+
+@pytest.mark.parametrize(("loss", "verdict"), [(14, "reproduced"), (3, "not reproduced")])
+def test_transfer_is_judged_by_pose_accuracy(tmp_path, loss, verdict):
+    study = transfer_study(tmp_path, loss)
+    entry = judge(CLAIMS["K15"], open_results(study), load_published(PUBLISHED))
+    assert entry["verdict"] == verdict and entry["cells_counted"] == 2
+    assert {cell["group"] for cell in entry["cells"]} == {"C4"}
+    for cell in entry["cells"]:
+        (check,) = cell["checks"]
+        assert check["difference_points"] == pytest.approx(loss) and check["n_seeds"] == 3
+        assert check["clear"]
+    view = claim_view(entry)
+    assert view["tally"] == f"{2 * (loss > 10)} of 2" and "CIFAR-10" in view["rows"][0]["text"]
+
+
+def test_transfer_of_one_seed_has_no_interval(tmp_path):
+    study = transfer_study(tmp_path, 14, seeds=1)
+    entry = judge(CLAIMS["K15"], open_results(study), load_published(PUBLISHED))
+    check = entry["cells"][0]["checks"][0]
+    assert check["low_points"] is None and not check["clear"] and check["passed"]
+    (study / "transfer.csv").unlink()
+    with pytest.raises(UserError, match="eqadapt transfer"):
+        judge(CLAIMS["K15"], open_results(study), load_published(PUBLISHED))

@@ -68,6 +68,11 @@ class Method:
         return self.rotates_input or self.prior in ("rotated", "distilled")
 
     @property
+    def finds_a_pose(self) -> bool:
+        """Whether a network looks at the input and picks one pose."""
+        return self.scorer == "image" and self.selection == "argmax"
+
+    @property
     def distils(self) -> bool:
         """Whether it learns from what the backbone, as training starts, says of the classes."""
         return self.prior == "distilled"

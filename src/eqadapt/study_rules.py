@@ -286,6 +286,18 @@ def _methods(config: Mapping[str, Any]) -> Iterator[Fault]:
             yield "regimes", f"no method of the study can be {regime}", ", ".join(sorted(used))
 
 
+def _transfer(config: Mapping[str, Any]) -> Iterator[Fault]:
+    if not config["transfer"]:
+        return
+    if len(config["datasets"]) < 2:
+        yield "transfer", "true in a study of one data set", "false, or several datasets"
+    if config["test_time"] is not None:
+        yield "transfer", "true in a study of test-time methods", "false"
+    names = [name for name in config["methods"] if name in METHODS]
+    if not any(METHODS[name].finds_a_pose for name in names):
+        yield "transfer", "true, and no method trains a canonicalizer", "e.g. prlc among methods"
+
+
 def _datasets(config: Mapping[str, Any]) -> Iterator[Fault]:
     from eqadapt.datasets import registry
 
@@ -457,4 +469,5 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Fault]], ...] = (
     _backbones,
     _scorers,
     _test_time,
+    _transfer,
 )

@@ -56,11 +56,7 @@ COLUMNS = tuple(field.name for field in fields(Transfer))
 
 def canonicalizers(runs: Iterable[Run]) -> list[Run]:
     """Those runs that train a network which looks at the input and picks one pose."""
-    return [
-        run
-        for run in runs
-        if get_method(run.method).scorer == "image" and get_method(run.method).selection == "argmax"
-    ]
+    return [run for run in runs if get_method(run.method).finds_a_pose]
 
 
 def transfers(

@@ -107,6 +107,7 @@ rule claims:
         study=STUDY_YAML,
         metrics=rules.metrics.output.metrics,
         predictions=run_files(PREDICTED, PREDICTIONS),
+        transfers=TRANSFER if STUDY.config["transfer"] else [],
         published=PUBLISHED,
     output:
         claims=f"{RESULTS}/{outputs.CLAIMS}",

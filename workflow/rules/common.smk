@@ -16,6 +16,7 @@ from eqadapt.datasets.variants import Preparation
 from eqadapt.digest import code_id, data_id
 from eqadapt.errors import UserError
 from eqadapt.files import write_text
+from eqadapt.methods import get_method
 from eqadapt.study import digest_of, expanded, load_study
 from eqadapt.study_rules import schema
 from eqadapt.test_time.plan import load_plan
@@ -35,6 +36,8 @@ except UserError as error:
 PLAN = load_plan(STUDY) if STUDY.config["test_time"] else None
 PREDICTED = PLAN.all_runs() if PLAN else STUDY.runs()
 
+CANONICALIZERS = [run for run in STUDY.trained_runs() if get_method(run.method).finds_a_pose]
+
 JOBS = STUDY.config["jobs"]
 RESULTS = STUDY.results_dir.as_posix()
 SCRATCH = f"scratch/{STUDY.name}"
@@ -52,6 +55,7 @@ PREDICTIONS = f"{RESULTS}/predictions/{RUN}.parquet"
 GALLERY = f"{RESULTS}/galleries/{RUN}.safetensors"
 PRETRAINED = f"{RESULTS}/pretrained/{{dataset}}-{{backbone}}.safetensors"
 ORBITS = f"data/orbits/{STUDY.name}/{{dataset}}-{{backbone}}-{{group}}-{{split}}.safetensors"
+TRANSFER = f"{RESULTS}/{outputs.TRANSFER}"
 STUDY_YAML = f"{RESULTS}/study.yaml"
 
 

@@ -42,6 +42,41 @@ for part in parts("predict", STUDY.runs()):
             " {params.flags} 2>&1 | tee {log}"
 
 
+if STUDY.config["transfer"]:
+
+    rule transfer:
+        input:
+            data=[
+                file
+                for name in STUDY.config["datasets"]
+                for file in expand(
+                    PREPARED_SPLIT, preparation=STUDY.preparation(name).name, split=SPLITS
+                )
+            ],
+            checkpoints=run_files(CANONICALIZERS, CHECKPOINT),
+        output:
+            TRANSFER,
+        log:
+            f"{LOGS}/transfer.log",
+        benchmark:
+            f"{LOGS}/transfer.tsv"
+        conda:
+            ENVIRONMENT
+        threads: JOBS["threads"]
+        resources:
+            gpu=JOBS["gpu"],
+            mem_mb=JOBS["mem_mb"],
+            runtime=JOBS["runtime"],
+        params:
+            recipes=digest_of([STUDY.recipe_hash(run) for run in CANONICALIZERS]),
+            code=code_id("eqadapt.commands.transfer"),
+        message:
+            "canonicalizers on other data than they were trained on: {output}"
+        shell:
+            'python -m eqadapt transfer --study "$STUDY" --results "$RESULTS" --scratch "$SCRATCH"'
+            " 2>&1 | tee {log}"
+
+
 rule predictions:
     input:
         run_files(STUDY.runs(), PREDICTIONS, GALLERY),

@@ -102,6 +102,8 @@ class Claim:
         regimes: Training regimes it is about.
         variants: Methods of ours that the same rule is also applied to in place of ``prlc``;
             they are reported and never count towards the verdict.
+        transfer: Judged from ``transfer.csv`` instead of by checks: points of pose accuracy that
+            training on another data set costs at least.
         not_run: Why it cannot be judged from a classification study; empty when it can.
     """
 
@@ -113,6 +115,7 @@ class Claim:
     datasets: tuple[str, ...] = ()
     regimes: tuple[str, ...] = ("joint",)
     variants: tuple[str, ...] = ()
+    transfer: float | None = None
     not_run: str = ""
 
     @property
@@ -230,7 +233,7 @@ def published_checks(claim: Claim, published: Published) -> list[dict[str, Any]]
     No test can be made on them, so that an ``ahead`` check only asks for the sign.
     """
     rows = []
-    for dataset, backbone in published.cells(claim.group):
+    for dataset, backbone in published.cells(claim.group) if claim.checks else ():
         values = [
             _published_difference(c, dataset, backbone, claim, published) for c in claim.checks
         ]

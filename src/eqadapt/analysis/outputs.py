@@ -13,6 +13,7 @@ from typing import Any
 METRICS = "metrics.csv"
 CLAIMS = "claims.json"
 LATENCY = "latency.csv"
+TRANSFER = "transfer.csv"
 REPORT = "report.html"
 ANGLES_TABLE = "tables/accuracy_by_angle.csv"
 
@@ -57,6 +58,11 @@ def groups(config: Mapping[str, Any]) -> list[str]:
 def test_time(config: Mapping[str, Any]) -> bool:
     """Whether the study is one of test-time methods."""
     return bool(config.get("test_time"))
+
+
+def transfers(config: Mapping[str, Any]) -> bool:
+    """Whether the study's canonicalizers are evaluated on its other data sets too."""
+    return bool(config.get("transfer"))
 
 
 def tables(config: Mapping[str, Any]) -> tuple[str, ...]:

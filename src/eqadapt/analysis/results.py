@@ -80,6 +80,16 @@ class Results:
         return {key: float(value) for key, value in zip(keys, frame["ratio"])}
 
     @cached_property
+    def transfers(self) -> pd.DataFrame | None:
+        """``transfer.csv``; None where the study makes none."""
+        if not outputs.transfers(self.config):
+            return None
+        path = self.folder / outputs.TRANSFER
+        if not path.is_file():
+            raise UserError("no transfer.csv yet", where=str(path), fix="run `eqadapt transfer`")
+        return _read_csv(path)
+
+    @cached_property
     def groups(self) -> list[str]:
         """The groups evaluated."""
         if self.groups_wanted:

@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(
             f"the study has no data set {unknown[0]!r}", where="--to", fix=", ".join(there)
         )
+    from eqadapt.analysis import outputs
     from eqadapt.runs import select_runs
     from eqadapt.transfer import canonicalizers, transfers, write_transfers
 
@@ -48,6 +49,6 @@ def run(args: argparse.Namespace) -> None:
             f"pose accuracy {100 * row.pose_acc:.2f}"
         )
         found.append(row)
-    path = runner.files.results / "transfer.csv"
+    path = runner.files.results / outputs.TRANSFER
     write_transfers(path, found)
     print(path)
