@@ -206,13 +206,20 @@ class StudyRunner:
             "test_sha256": data.test.metadata["data_sha256"],
         }
 
-    def train(self, run: Run) -> None:
-        """Train one run, or take it from its finished state, and write its folder."""
-        recipe = self.study.recipe(run)
-        data, model = self.data(run.dataset), self.model(run, recipe)
-        added = count_parameters(model) - count_parameters(model.backbone)
-        identity = self._identity(run, recipe)
-        trainer = Trainer(
+    def trainer(
+        self, run: Run, recipe: dict[str, Any], model: Symmetrized, stem: str, identity: list
+    ) -> Trainer:
+        """What trains a run's model on the data of the study.
+
+        Args:
+            run: The run.
+            recipe: Its recipe.
+            model: Its model before training.
+            stem: Names its progress, and the lines that tell of it.
+            identity: Whatever decides the result; progress of another one is not resumed.
+        """
+        data = self.data(run.dataset)
+        return Trainer(
             model,
             get_method(run.method),
             recipe,
@@ -220,10 +227,18 @@ class StudyRunner:
             LabelledImages(data.validation.images, data.validation.labels),
             seed=run.seed,
             frozen=run.regime == "frozen",
-            state_path=self.files.state(run.stem),
-            digest=json_dumps([identity, run.stem], indent=None),
-            report=lambda row: self.say(f"{run.stem}  {describe(row)}"),
+            state_path=self.files.state(stem),
+            digest=json_dumps(identity, indent=None),
+            report=lambda row: self.say(f"{stem}  {describe(row)}"),
         )
+
+    def train(self, run: Run) -> None:
+        """Train one run, or take it from its finished state, and write its folder."""
+        recipe = self.study.recipe(run)
+        data, model = self.data(run.dataset), self.model(run, recipe)
+        added = count_parameters(model) - count_parameters(model.backbone)
+        identity = self._identity(run, recipe)
+        trainer = self.trainer(run, recipe, model, run.stem, [identity, run.stem])
         result = trainer.run()
         if not distributed.is_first():
             distributed.wait()  # for the files, which later runs may start from
@@ -263,21 +278,10 @@ class StudyRunner:
             "backbone": {**recipe["backbone"], "weights": "scratch"},
             "train": recipe["pretrain"],
         }
-        data = self.data(dataset)
         stem = f"pretrain-{dataset}-{backbone}"
         model = self.model(run, recipe)
-        trainer = Trainer(
-            model,
-            get_method("vanilla"),
-            recipe,
-            LabelledImages(data.train.images, data.train.labels),
-            LabelledImages(data.validation.images, data.validation.labels),
-            seed=0,
-            state_path=self.files.state(stem),
-            digest=json_dumps([recipe, data.train.metadata["data_sha256"]], indent=None),
-            report=lambda row: self.say(f"{stem}  {describe(row)}"),
-        )
-        result = trainer.run()
+        identity = [recipe, self.data(dataset).train.metadata["data_sha256"]]
+        result = self.trainer(run, recipe, model, stem, identity).run()
         if not distributed.is_first():
             return
         path = self.files.pretrained(dataset, backbone)

@@ -10,14 +10,12 @@ import torch
 
 from eqadapt.datasets import prepared
 from eqadapt.evaluation import predict_orbit
-from eqadapt.files import json_dumps
 from eqadapt.groups import RotationAction, parse_group
 from eqadapt.methods import get_method
 from eqadapt.runs import StudyFiles, StudyRunner
 from eqadapt.study import Run, Study
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import ImagePipeline
-from eqadapt.training import LabelledImages, Trainer
 from eqadapt.tuning import Search, Trial, best, known_trials, with_point, write_choice, write_trials
 
 
@@ -133,21 +131,11 @@ class Tuner:
         started = time.perf_counter()
         runner = ValidationRunner(study, self.files, self.say)
         runner.share_data(self.data)
-        recipe, data = study.recipe(run), runner.data(run.dataset)
-        model, digest = runner.model(run, recipe), study.recipe_hash(run)
+        recipe, digest = study.recipe(run), study.recipe_hash(run)
+        model = runner.model(run, recipe)
         stem = f"tuning-{number}-{run.stem}"
-        trainer = Trainer(
-            model,
-            get_method(run.method),
-            recipe,
-            LabelledImages(data.train.images, data.train.labels),
-            LabelledImages(data.validation.images, data.validation.labels),
-            seed=run.seed,
-            frozen=run.regime == "frozen",
-            state_path=self.files.state(stem),
-            digest=json_dumps([digest, data.train.metadata["data_sha256"]], indent=None),
-        )
-        trainer.run()
+        identity = [digest, runner.data(run.dataset).train.metadata["data_sha256"]]
+        runner.trainer(run, recipe, model, stem, identity).run()
         upright, average = runner.score(run, model)
         found = {"val_acc": upright, "val_cn_avg": average, "config_hash": digest}
         found["score"] = self._score(found)
