@@ -252,3 +252,56 @@ def test_transfer_of_one_seed_has_no_interval(tmp_path):
     (study / "transfer.csv").unlink()
     with pytest.raises(UserError, match="eqadapt transfer"):
         judge(CLAIMS["K15"], open_results(study), load_published(PUBLISHED))
+
+
+def sized_study(folder: Path, drop: float) -> Path:
+    """One network behind two canonicalizers ('large', 'small'), and another network."""
+    study = make_study(
+        folder,
+        StudySpec(
+            backbones=("large", "small", "other"),
+            behaviours={"vanilla": Behaviour(0.97, 0.5, 0.5, has_group=False)},
+            groups=("C8",),
+            poses=8,
+        ),
+    )
+    path = study / "study.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config["methods"]["prlc"] = {}
+    for name in ("large", "small"):
+        config["backbones"][name] = {"model": "resnet10t", "scorer": {"width": len(name)}}
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    label = np.zeros(200, int)
+    for backbone, added, lost in (("large", 900, 0.0), ("small", 30, drop), ("other", 7, 0.5)):
+        for seed in range(3):
+            wrong = np.arange(200)[:, None] < 200 * (0.05 + lost)
+            write_run(
+                study,
+                label=label,
+                prediction=np.repeat(wrong.astype(int), 8, axis=1),
+                chosen=np.zeros((200, 8), int),
+                dataset="digits",
+                backbone=backbone,
+                regime="joint",
+                method="prlc",
+                group="C8",
+                seed=seed,
+                meta={"backbone_passes": 1, "params_added": added, "reduced": False},
+            )
+    return study
+
+
+@pytest.mark.parametrize(("drop", "verdict"), [(0.1, "reproduced"), (0.0, "not reproduced")])
+def test_size_is_judged_where_one_network_has_several_canonicalizers(tmp_path, drop, verdict):
+    study = sized_study(tmp_path, drop)
+    entry = judge(CLAIMS["K8"], open_results(study), load_published(PUBLISHED))
+    (cell,) = entry["cells"]  # the other network has one canonicalizer only
+    (check,) = cell["checks"]
+    assert entry["verdict"] == verdict and "900" in check["text"] and "30" in check["text"]
+    assert check["difference_points"] == pytest.approx(100 * drop, abs=0.6)
+    assert claim_view(entry)["rows"][0]["passed"] == (drop > 0)
+
+
+def test_size_is_not_judged_without_sizes(tmp_path):
+    found = verdicts(tmp_path)["K8"]
+    assert found["verdict"] == "not run" and "several sizes" in found["reason"]

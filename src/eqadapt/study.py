@@ -200,7 +200,7 @@ class Study:
         for over in overs:
             train = merge(train, over.get("train"))
             scorer = merge_scorer(scorer, over.get("scorer"))
-        sections = ("image", "pretrain", "train")
+        sections = ("image", "pretrain", "scorer", "train")
         network = {key: value for key, value in backbone.items() if key not in sections}
         if network["file"]:
             network["file"] = expanded(network["file"])

@@ -431,7 +431,7 @@ def _scorers(config: Mapping[str, Any]) -> Iterator[Fault]:
 
     base = config["scorer"]
     sections = [("scorer", base)]
-    for key in ("groups", "methods"):
+    for key in ("backbones", "groups", "methods"):
         for name, over in config[key].items():
             if "scorer" in over:
                 renamed = over["scorer"].get("name", base["name"]) != base["name"]

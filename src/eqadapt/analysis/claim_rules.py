@@ -102,6 +102,7 @@ class Claim:
         regimes: Training regimes it is about.
         variants: Methods of ours that the same rule is also applied to in place of ``prlc``;
             they are reported and never count towards the verdict.
+        by_size: Judged by the sizes of the canonicalizers before one network instead of by checks.
         transfer: Judged from ``transfer.csv`` instead of by checks: points of pose accuracy that
             training on another data set costs at least.
         not_run: Why it cannot be judged from a classification study; empty when it can.
@@ -115,6 +116,7 @@ class Claim:
     datasets: tuple[str, ...] = ()
     regimes: tuple[str, ...] = ("joint",)
     variants: tuple[str, ...] = ()
+    by_size: bool = False
     transfer: float | None = None
     not_run: str = ""
 
@@ -169,7 +171,7 @@ def judge_cell(claim: Claim, group: str, methods: Mapping[str, Seeds]) -> dict[s
     tested = [d.p if c.rule == "ahead" else math.nan for c, d in zip(claim.checks, found)]
     adjusted = holm(tested)
     checks = [
-        _judge(check, group, comparison, p, methods)
+        judge_check(check, group, comparison, p, methods[check.first.key])
         for check, comparison, p in zip(claim.checks, found, adjusted, strict=True)
     ]
     verdict: Verdict = "reproduced" if all(c["passed"] for c in checks) else "not reproduced"
@@ -181,9 +183,18 @@ def _measure(check: Check, methods: Mapping[str, Seeds]) -> Comparison:
     return difference(methods[first.key], methods[second.key], (first.metric, second.metric))
 
 
-def _judge(
-    check: Check, group: str, found: Comparison, p_holm: float, methods: Mapping[str, Seeds]
+def judge_check(
+    check: Check, group: str, found: Comparison, p_holm: float, first: Seeds
 ) -> dict[str, Any]:
+    """The entry of a check in ``claims.json``.
+
+    Args:
+        check: The check.
+        group: The cell's group.
+        found: The difference it is about.
+        p_holm: Corrected p of the difference, for ``ahead``.
+        first: The runs of its first term, for ``invariant``.
+    """
     points = found.estimate.scaled(100)
     passed = agrees = check.holds(points.mean)
     judged: dict[str, Any] = {
@@ -206,7 +217,7 @@ def _judge(
         passed = passed and p_holm < SIGNIFICANCE
         judged["p_holm"] = _number(p_holm)
     if check.rule == "invariant":
-        judged["orbit_agreement"] = _orbit_agreement(methods[check.first.key])
+        judged["orbit_agreement"] = _orbit_agreement(first)
         passed = agrees = passed and judged["orbit_agreement"] == 1.0
     judged["agrees"] = bool(agrees)
     judged["passed"] = bool(passed)

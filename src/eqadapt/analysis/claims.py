@@ -14,6 +14,7 @@ from eqadapt.analysis.evaluations import Cell
 from eqadapt.analysis.labels import method_style
 from eqadapt.analysis.published import Published
 from eqadapt.analysis.results import Results
+from eqadapt.analysis.size_claim import judge_sizes
 from eqadapt.analysis.transfer_claim import judge_transfers
 from eqadapt.errors import UserError
 
@@ -193,6 +194,17 @@ register(
 
 register(
     Claim(
+        id="K8",
+        text="A canonicalizer that is too small costs upright performance. (The figures are "
+        "those of instance segmentation.)",
+        source="mondal2023",
+        regimes=("joint", "frozen"),
+        variants=("prlc_rotated",),
+        by_size=True,
+    )
+)
+register(
+    Claim(
         id="K15",
         text="A canonicalizer trained on one data set transfers poorly to another: it finds at "
         f"least {TRANSFER:g} points fewer of the poses there than one trained there.",
@@ -210,12 +222,6 @@ _LATER = (
         "rises to their upright mAP.",
         "mondal2023",
         "needs an instance segmentation study",
-    ),
-    (
-        "K8",
-        "A canonicalizer that is too small costs upright performance.",
-        "mondal2023",
-        "needs an instance segmentation study; the benchmarks show accuracy against size",
     ),
     (
         "K14",
@@ -242,6 +248,8 @@ def judge(claim: Claim, results: Results, published: Published) -> dict[str, Any
     }
     if claim.not_run:
         return entry | _not_run(claim.not_run)
+    if claim.by_size:
+        return entry | _judge_sizes(claim, results)
     if claim.transfer is not None:
         return entry | _judge_transfer(claim, results)
     cells = _judge_cells(claim, results)
@@ -252,6 +260,22 @@ def judge(claim: Claim, results: Results, published: Published) -> dict[str, Any
         if name in results.layout["methods"]
     ]
     return entry | _overall(cells, claim.group) | {"variants": variants}
+
+
+def _judge_sizes(claim: Claim, results: Results) -> dict[str, Any]:
+    """A claim about the size of the canonicalizer before one network."""
+    rule = [f"{method_style('prlc').label} upright: the largest canonicalizer above the smallest"]
+    cells = judge_sizes(claim, results, "prlc")
+    if not cells:
+        reason = "needs one network behind canonicalizers of several sizes"
+        return {"rule": rule} | _not_run(reason)
+    variants = [
+        {"method": name, "label": method_style(name).label}
+        | _overall(judge_sizes(claim, results, name))
+        for name in claim.variants
+        if name in results.layout["methods"]
+    ]
+    return {"rule": rule} | _overall(cells, claim.group) | {"variants": variants}
 
 
 def _judge_transfer(claim: Claim, results: Results) -> dict[str, Any]:
