@@ -83,6 +83,10 @@ FAMILY = (
         {"name": "plain_cnn", "width": 32, "kernel_size": 3, "layers": 4, "input_size": 33},
     ),
     Candidate("paired_cnn, 16 fields, 3 layers", {**_SMALL, "width": 16, "layers": 3}),
+    Candidate(
+        "paired staged_cnn, 24 fields",
+        {"name": "paired_cnn", "inner": "staged_cnn", "width": 24, "input_size": 32},
+    ),
     Candidate("paired_cnn, 12 fields, 65 px", {"name": "paired_cnn", "width": 12}),
     DEFAULT,
     _reference("equiadapt, 8 fields, 48 px", "rotated", fields=8, resize=48),
