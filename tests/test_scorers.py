@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from eqadapt.errors import UserError
 from eqadapt.groups import CyclicGroup, RotationAction
 from eqadapt.scorers import SCORERS, build_scorer
+from eqadapt.scorers.mirrored import Mirrored
 from eqadapt.scorers.plain_cnn import contrast
 
 C4, C8 = CyclicGroup(4), CyclicGroup(8)
@@ -380,6 +381,21 @@ def test_sampled_pixels_are_the_old_ones(side: int) -> None:
     even = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
     antialiased = build_scorer("staged_cnn", C4, 3, mask_input=False).prepare
     assert torch.equal(sampled(even), antialiased(even))
+
+
+@pytest.mark.parametrize("name", ["staged_cnn", "paired_cnn", "plain_cnn"])
+def test_mirrored_scores_turn_with_the_image_and_do_not_see_the_mirror(name: str) -> None:
+    torch.manual_seed(0)
+    group = group_of(name)
+    x = smooth_images(16, 32)
+    scorer = Mirrored(settled(build_scorer(name, group, 3, **SMALL[name]), x))
+    error, agree = quarter_turn_error(scorer, x, group.order)
+    assert error <= 1e-5 and agree == 1.0
+    with torch.no_grad():
+        seen = scorer(x.flip(-1))
+        expected = scorer(x)[:, [-k % group.order for k in range(group.order)]]
+        assert torch.equal(seen, expected)
+        assert not torch.allclose(scorer(x), scorer.scorer(x), atol=1e-3)
 
 
 def test_paired_copies_of_a_staged_network() -> None:

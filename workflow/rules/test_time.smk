@@ -63,7 +63,7 @@ for cell in PLAN.cells():
             runtime=JOBS["runtime"],
         params:
             flags=as_flags(vars(cell)),
-            seeds=study_digest("seeds", "reduced"),
+            seeds=study_digest("seeds", "reduced", "test_time.mirrored"),
             code=code_id("eqadapt.commands.methods"),
         message:
             f"run the test-time methods of {cell.dataset}, {cell.backbone}, {cell.group}"

@@ -326,6 +326,8 @@ _VARIANTS = {
     "_gated": "gated",
     "_log_probabilities": "log-probabilities",
     "_probabilities": "probabilities",
+    "_top_2_mean": "top 2, mean",
+    "_top_3_mean": "top 3, mean",
     "_mean": "mean",
     "_top_2": "top 2",
     "_top_3": "top 3",

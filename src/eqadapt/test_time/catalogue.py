@@ -207,18 +207,24 @@ for _evidence, _stem, _what in (
         )
     )
     for _count in (2, 3):
-        register(
-            TestTimeMethod(
-                f"{_stem}_top_{_count}",
-                f"The same among the {_count} poses that the canonicalizer likes best.",
-                _OURS,
-                "argmax",
-                _evidence,
-                prior=True,
-                defaults={**_base, "views": _count},
-                inherits=_inherits,
+        for _selection, _suffix in (("argmax", ""), ("mean", "_mean")):
+            register(
+                TestTimeMethod(
+                    f"{_stem}_top_{_count}{_suffix}",
+                    f"The {'mean over' if _suffix else 'best of'} the {_count} views that the "
+                    f"canonicalizer likes best, weighted by it times {_what}.",
+                    _OURS,
+                    _selection,
+                    _evidence,
+                    prior=True,
+                    defaults={
+                        **_base,
+                        "views": _count,
+                        **({"space": "probabilities"} if _suffix else {}),
+                    },
+                    inherits=_inherits,
+                )
             )
-        )
 
 register(
     TestTimeMethod(

@@ -98,6 +98,11 @@ class Plan:
         return kept
 
     @property
+    def mirrored(self) -> bool:
+        """Whether canonicalizers score mirror images too."""
+        return bool((self.study.config["test_time"] or {}).get("mirrored", False))
+
+    @property
     def left_out(self) -> list[str]:
         """Names of methods whose canonicalizer the study does not train."""
         return [e.method.name for e in self.settings.entries if e not in self.entries]

@@ -22,6 +22,7 @@ from eqadapt.groups import parse_group
 from eqadapt.orbit_cache import Orbits
 from eqadapt.provenance import provenance
 from eqadapt.runs import StudyRunner, write_predictions
+from eqadapt.scorers.mirrored import Mirrored
 from eqadapt.study import Run, digest_of
 from eqadapt.tasks.classification import ImagePipeline
 from eqadapt.test_time import latency
@@ -168,6 +169,7 @@ class TestTimeRunner:
             "config_hash": trained.get("config_hash"),
             "data_sha256": data.metadata["data_sha256"],
             "images": len(data.index),
+            **({"mirrored": True} if self.plan.mirrored else {}),
         }
         if path.is_file():
             tensors, meta = checkpoint.load(path)
@@ -183,7 +185,8 @@ class TestTimeRunner:
         if model.scorer is None:
             raise UserError(f"{run.method} has no scorer of poses")
         found: Any = model.scorer
-        return found.export() if hasattr(found, "export") else found
+        found = found.export() if hasattr(found, "export") else found
+        return Mirrored(found) if self.plan.mirrored else found
 
     @torch.no_grad()
     def _pose_logits(self, cell: Cell, run: Run, data: prepared.Prepared) -> torch.Tensor:
