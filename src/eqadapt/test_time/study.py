@@ -214,14 +214,14 @@ class TestTimeRunner:
 
     def run_cell(self, cell: Cell) -> None:
         """Select hyper-parameters on validation, predict the test split, write everything."""
-        bench, first = self.bench(cell), self.study.config["seeds"][0]
+        bench = self.bench(cell)
         if self.plan.left_out:
             self.say(f"left out, for want of a canonicalizer: {', '.join(self.plan.left_out)}")
         selections: dict[str, Selection] = {}
         for entry in self.plan.entries:
             started = time.perf_counter()
             method = entry.method
-            selection = self._tuned(bench, entry, selections, first)
+            selection = self._tuned(bench, entry, selections)
             selections[method.name] = selection
             shown = [
                 f"{100 * self._write(cell, bench, entry, selection, seed):.2f}"
@@ -264,12 +264,10 @@ class TestTimeRunner:
             return {}
         return dict(json.loads(path.read_text(encoding="utf-8")).get("hyperparameters", {}))
 
-    def _tuned(
-        self, bench: Bench, entry: Entry, selections: Mapping[str, Selection], seed: int
-    ) -> Selection:
-        parent = entry.method.inherits
-        inherited = selections[parent].parameters if parent else None
-        return tune(bench, entry.method, entry.grid, self.settings["trials"], inherited, seed)
+    def _tuned(self, bench: Bench, entry: Entry, selections: Mapping[str, Selection]) -> Selection:
+        method, trials = entry.method, self.settings["trials"]
+        inherited = selections[method.inherits].parameters if method.inherits else None
+        return tune(bench, method, entry.grid, trials, inherited, self.plan.seeds(method))
 
     def _write(
         self, cell: Cell, bench: Bench, entry: Entry, selection: Selection, seed: int

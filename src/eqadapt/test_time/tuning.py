@@ -60,7 +60,7 @@ def tune(
     grid: Mapping[str, Sequence[Any]],
     trials: int,
     inherited: Mapping[str, Any] | None = None,
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
 ) -> Selection:
     """The hyper-parameters of a method with the best mean accuracy over poses.
 
@@ -71,7 +71,7 @@ def tune(
         trials: How many points of it.
         inherited: The selected hyper-parameters of the method it inherits from; those of the
             evidence are taken over.
-        seed: Of what is trained for it.
+        seeds: Of what is trained for it; accuracies are means over them.
 
     Returns:
         The first of the best points in the grid's order.
@@ -80,7 +80,11 @@ def tune(
     record: list[dict[str, Any]] = []
     for point in grid_points(grid, trials) if grid else [{}]:
         parameters = method.parameters({**base, **point})
-        accuracy = bench.accuracy(method, parameters, method.tuned_on, seed) if grid else None
+        accuracy = None
+        if grid:
+            split = method.tuned_on
+            found = [bench.accuracy(method, parameters, split, seed) for seed in seeds]
+            accuracy = float(np.mean(found))
         record.append({"parameters": point, "accuracy": accuracy})
     best = max(range(len(record)), key=lambda row: (record[row]["accuracy"] or 0.0, -row))
     chosen = method.parameters({**base, **record[best]["parameters"]})
