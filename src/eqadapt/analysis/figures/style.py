@@ -132,8 +132,8 @@ def line_options(style: MethodStyle) -> dict[str, Any]:
         "linestyle": style.dash,
         "marker": style.marker,
         "markersize": MARKER * _LARGER.get(style.marker, 1.0),
-        "markeredgewidth": 1.2 if style.marker in "+x123" else 0.6,
-        "markeredgecolor": style.colour if style.marker in "+x123" else "white",
+        "markeredgewidth": 1.2 if style.marker in "+x1234" else 0.6,
+        "markeredgecolor": style.colour if style.marker in "+x1234" else "white",
         "linewidth": 1.7,
         "label": style.label,
     }
@@ -142,13 +142,18 @@ def line_options(style: MethodStyle) -> dict[str, Any]:
 def legend_below(
     figure: Figure, styles: Iterable[MethodStyle], marker_only: bool = False, width: float = 2.3
 ) -> None:
-    """One legend for all panels, under them, in as many columns as fit."""
+    """One legend for all panels, under them, in as many columns as fit.
+
+    What it takes beyond four rows the figure grows by, so that the panels keep their height.
+    """
     handles = []
     for style in styles:
         options = line_options(style)
         options["markersize"] *= 1.35
         handles.append(Line2D([], [], **(options | ({"linestyle": ""} if marker_only else {}))))
     columns = max(1, min(len(handles), int(figure.get_figwidth() // width)))
+    rows = math.ceil(len(handles) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.22 * max(0, rows - 4))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
