@@ -24,6 +24,7 @@ _FAMILIES = {
     "search": ("#56b4e9", "^"),
     "search behind a gate": ("#999999", "v"),
     "learned canonicalizer": ("#009e73", "D"),
+    "canonicalizer without training": ("#8c6d31", "p"),
     "learned energy": ("#cc79a7", "P"),
     "posterior over poses": ("#d55e00", "*"),
 }
@@ -44,6 +45,8 @@ def family(name: str) -> str:
         return "average or maximum"
     if name.startswith(("lc", "prlc", "optc", "top_", "distil", "rotation_head")):
         return "learned canonicalizer"
+    if name in ("frozen_canonicalizer", "fixed_energy", "moment_frame", "pca_frame"):
+        return "canonicalizer without training"
     return "search"
 
 
@@ -117,6 +120,8 @@ def _cost_panel(axis: Axes, rows: Sequence[MethodRow]) -> None:
         for row in rows
         if row.method != "oracle" and kinds[row.method] != "search behind a gate"
     }
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, 0.0), min(high, 104.0))  # an interval over seeds may know no bounds
     front = pareto_front(rivals, _WORTH)
     axis.step(
         [rivals[name][0] for name in front],
