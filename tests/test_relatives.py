@@ -18,10 +18,11 @@ from eqadapt.evaluation import PassCounter
 from eqadapt.groups import CyclicGroup, RotationAction
 from eqadapt.losses import prior_loss
 from eqadapt.methods import METHODS, get_method
+from eqadapt.optimizers import build_optimizer
 from eqadapt.scorers import build_scorer
 from eqadapt.study import load_study
 from eqadapt.symmetrize import Symmetrized
-from eqadapt.training import LabelledImages, Trainer, build_optimizer
+from eqadapt.training import LabelledImages, Trainer
 
 REPOSITORY = Path(__file__).parent.parent
 SIZE, CLASSES = 32, 3

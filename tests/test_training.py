@@ -103,9 +103,12 @@ def same(left, right):
     return all(torch.equal(left[key], right[key]) for key in left)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_run_cut_after_any_epoch_ends_the_same(tmp_path, optimizer):
-    whole = make_trainer(optimizer=optimizer)
+@pytest.mark.parametrize(
+    ("optimizer", "scorer"), [("adamw", "same"), ("sgd", "same"), ("adamw", "muon")]
+)
+def test_a_run_cut_after_any_epoch_ends_the_same(tmp_path, optimizer, scorer):
+    options = {"optimizer": optimizer, "scorer_optimizer": scorer}
+    whole = make_trainer(**options)
     history = whole.run().history
     for cut in (1, 3):
         state = tmp_path / f"{cut}.safetensors"
@@ -117,11 +120,11 @@ def test_a_run_cut_after_any_epoch_ends_the_same(tmp_path, optimizer):
             if row["epoch"] == cut - 1:
                 raise Cut
 
-        first = make_trainer(state=state, optimizer=optimizer)
+        first = make_trainer(state=state, **options)
         first.report = stop
         with pytest.raises(Cut):
             first.run()
-        second = make_trainer(state=state, optimizer=optimizer)
+        second = make_trainer(state=state, **options)
         resumed = second.run().history
         assert same(weights(whole), weights(second))
         for a, b in zip(history, resumed, strict=True):

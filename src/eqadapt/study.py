@@ -95,6 +95,7 @@ _LATER = {
     "distil_temperature": 1.0,
     "sync_batch_norm": False,
     "scorer_amp": "none",
+    "scorer_optimizer": "same",
 }
 
 

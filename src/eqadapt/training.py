@@ -25,6 +25,7 @@ from eqadapt.errors import UserError
 from eqadapt.evaluation import orbit_accuracy
 from eqadapt.losses import prior_loss
 from eqadapt.methods import Method
+from eqadapt.optimizers import build_optimizer
 from eqadapt.scorers.base import PoseScorer
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import ImagePipeline, task_loss
@@ -95,36 +96,6 @@ def learning_rate_factor(step: int, steps: int, schedule: str, warmup: float) ->
     if schedule == "step":
         return 0.1 ** sum(step >= steps * share for share in (1 / 6, 1 / 3, 1 / 2))
     return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1.0, steps - warm)))
-
-
-def build_optimizer(model: Symmetrized, train: Mapping[str, Any], frozen: bool) -> Any:
-    """The optimizer over backbone and scorer with their own rates; None if nothing trains."""
-    groups = []
-    if not frozen:
-        decay: list[Tensor] = []
-        plain: list[Tensor] = []
-        for parameter in model.backbone.parameters():
-            (plain if parameter.ndim < 2 else decay).append(parameter)
-        groups.append({"params": decay, "lr": train["lr"], "weight_decay": train["weight_decay"]})
-        groups.append({"params": plain, "lr": train["lr"], "weight_decay": 0.0})
-    scorer = model.scorer or model.view_scorer
-    learnt = [p for p in scorer.parameters() if p.requires_grad] if scorer is not None else []
-    if learnt:
-        groups.append(
-            {
-                "params": learnt,
-                "lr": train["scorer_lr"],
-                "weight_decay": train["scorer_weight_decay"],
-            }
-        )
-    if not groups:
-        return None
-    for group in groups:
-        group["base_lr"] = group["lr"]
-    fused = next(model.parameters()).is_cuda
-    if train["optimizer"] == "sgd":
-        return torch.optim.SGD(groups, momentum=train["momentum"], nesterov=True, fused=fused)
-    return torch.optim.AdamW(groups, fused=fused)
 
 
 def _train_scorer_in(dtype: torch.dtype, model: Symmetrized) -> None:

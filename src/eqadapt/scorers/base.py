@@ -165,12 +165,17 @@ class Prepare(nn.Module):
         margin = int(side * (1 - self.crop) / 2 + 1e-6)
         return x[..., margin : side - margin, margin : side - margin]
 
+    def samples(self, side: int) -> bool:
+        """Whether images of that side lose pixels instead of being averaged."""
+        factor, rest = divmod(side, self.size)
+        return self.sample and rest == 0 and factor % 2 == 1
+
     def resized(self, x: Tensor) -> Tensor:
         """``x`` at the scorer's size; untouched where it has it already."""
         if x.shape[-1] == self.size:
             return x
-        factor, rest = divmod(x.shape[-1], self.size)
-        if self.sample and rest == 0 and factor % 2:
+        if self.samples(x.shape[-1]):
+            factor = x.shape[-1] // self.size
             return x[..., factor // 2 :: factor, factor // 2 :: factor]
         key = (x.shape[-1], x.device)
         if key not in self._matrices:
