@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eqadapt.errors import UserError
-from eqadapt.groups import CyclicGroup, RotationAction
+from eqadapt.groups import CyclicGroup, RotationAction, rotate
 from eqadapt.scorers import SCORERS, build_scorer
 from eqadapt.scorers.mirrored import Mirrored
 from eqadapt.scorers.plain_cnn import contrast
@@ -404,6 +404,18 @@ def test_paired_copies_of_a_staged_network() -> None:
     x = smooth_images(32, 32)
     scorer = settled(build_scorer("paired_cnn", C8, 3, **options), x)
     error, agree = quarter_turn_error(scorer, x, 8)
+    assert error <= 1e-5 and agree == 1.0
+
+
+def test_turned_copies_of_an_enlarged_image_are_taken_at_its_own_resolution() -> None:
+    options = {"inner": "staged_cnn", "width": 4, "resize": "sample", "mask_input": False}
+    scorer = build_scorer("paired_cnn", C8, 3, **options)
+    x = smooth_images(8, 96)
+    copies = scorer.prepare(x).view(2, 8, 3, 32, 32)
+    for copy, angle in zip(copies, (22.5, -22.5), strict=True):
+        turned = rotate(x, torch.full((8,), angle), "bilinear")
+        assert torch.allclose(copy, turned[..., 1::3, 1::3], atol=1e-5)
+    error, agree = quarter_turn_error(settled(scorer, x), x, 8)
     assert error <= 1e-5 and agree == 1.0
 
 

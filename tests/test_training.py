@@ -17,7 +17,7 @@ from eqadapt.backbones import Backbone
 from eqadapt.errors import UserError
 from eqadapt.methods import get_method
 from eqadapt.symmetrize import Symmetrized
-from eqadapt.training import LabelledImages, Trainer, learning_rate_factor
+from eqadapt.training import LabelledImages, Trainer, learning_rate_factor, prior_factor
 
 SIZE = 12
 
@@ -226,6 +226,17 @@ def test_schedules_start_warm_and_end_low():
         factors = [learning_rate_factor(s, 100, schedule, 0.1) for s in range(100)]
         assert factors[0] < 0.2 and max(factors) <= 1.0 and factors[-1] < 0.01
     assert learning_rate_factor(99, 100, "constant", 0.0) == 1.0
+
+
+def test_the_prior_can_come_and_go():
+    assert [prior_factor(share, "rising") for share in (0.0, 0.25)] == [0.0, 0.25]
+    assert [prior_factor(share, "falling") for share in (0.0, 0.25)] == [1.0, 0.75]
+    assert prior_factor(0.3, "constant") == 1.0
+    # With neither task nor prior nothing learns; a prior that comes later finds poses all the same.
+    kept = make_trainer(task_weight=0.0, prior_schedule="constant", epochs=12).run().history
+    rising = make_trainer(task_weight=0.0, prior_schedule="rising", epochs=12).run().history
+    assert rising[0]["train_loss"] < 0.2 * kept[0]["train_loss"]
+    assert rising[-1]["prior_loss"] < 0.5 * rising[0]["prior_loss"]
 
 
 def test_checkpoints_refuse_what_is_not_whole(tmp_path):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from eqadapt.errors import UserError
 from eqadapt.files import sha256_file
+from eqadapt.groups.images import pixel_centres
 
 _CIFAR_DEPTHS = (20, 32, 44, 56)
 
@@ -141,11 +142,9 @@ def to_size(x: Tensor, size: int) -> Tensor:
         x: (B, C, H, H).
         size: The side asked for.
     """
-    factor, rest = divmod(x.shape[-1], size)
-    if rest == 0 and factor == 1:
-        return x
-    if rest == 0 and factor % 2 == 1:
-        return x[..., factor // 2 :: factor, factor // 2 :: factor]
+    centres = pixel_centres(x.shape[-1], size)
+    if centres is not None:
+        return x[..., centres, centres]
     return F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
 
 

@@ -96,6 +96,7 @@ _LATER = {
     "sync_batch_norm": False,
     "scorer_amp": "none",
     "scorer_optimizer": "same",
+    "prior_schedule": "constant",
 }
 
 

@@ -98,6 +98,11 @@ def learning_rate_factor(step: int, steps: int, schedule: str, warmup: float) ->
     return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1.0, steps - warm)))
 
 
+def prior_factor(share: float, schedule: str) -> float:
+    """Factor on the prior's weight after ``share`` of the steps: 1, from 0 to 1, or from 1 to 0."""
+    return {"constant": 1.0, "rising": share, "falling": 1.0 - share}[schedule]
+
+
 def _train_scorer_in(dtype: torch.dtype, model: Symmetrized) -> None:
     """Let a scorer of images compute in ``dtype`` while it is trained."""
     if isinstance(model.scorer, ImageScorer) and isinstance(model.scorer.network, PoseScorer):
@@ -165,6 +170,7 @@ class Trainer:
         if self.optimizer is not None:
             self.objective = distributed.averaged(self._loss, model)
         self.number = 0  # of the step in its epoch
+        self.share = 0.0  # of all steps that are behind
 
     def run(self) -> TrainingResult:
         """Train to the end, from the saved state if there is one.
@@ -232,6 +238,7 @@ class Trainer:
         for number, rows in enumerate(batches):
             self.number = number
             step = epoch * len(batches) + number
+            self.share = step / (epochs * len(batches))
             factor = learning_rate_factor(
                 step, epochs * len(batches), options["schedule"], options["warmup"]
             )
@@ -299,7 +306,7 @@ class Trainer:
         if self.prior_only:
             assert self.model.scorer is not None
             prior = prior_loss(self.model.scorer(x), target)
-            return options["prior_weight"] * prior + self._contrast(x), [zero, prior.detach(), zero]
+            return self._prior_weight() * prior + self._contrast(x), [zero, prior.detach(), zero]
         with self._autocast():
             output = self.network(x)
         task = task_loss(output.logits, labels, options["label_smoothing"])
@@ -307,9 +314,13 @@ class Trainer:
         prior = zero
         if method.prior is not None:
             prior = prior_loss(output.pose_logits, target)
-            loss = loss + options["prior_weight"] * prior
+            loss = loss + self._prior_weight() * prior
         correct = (output.logits.argmax(dim=1) == labels).sum()
         return loss + self._contrast(x), [task.detach(), prior.detach(), correct]
+
+    def _prior_weight(self) -> float:
+        schedule = self.train_options.get("prior_schedule", "constant")
+        return float(self.train_options["prior_weight"]) * prior_factor(self.share, schedule)
 
     def _contrast(self, x: Tensor) -> Tensor | float:
         """The weighted contrast of the scorer's vectors, for methods that have one."""

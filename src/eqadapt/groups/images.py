@@ -48,6 +48,18 @@ def rotation_grid(degrees: Tensor, size: int) -> Tensor:
     return F.affine_grid(theta, [len(degrees), 1, size, size], align_corners=False).float()
 
 
+def pixel_centres(side: int, size: int) -> slice | None:
+    """Which of ``side`` pixels are the ``size`` old ones, after an enlargement by an odd factor.
+
+    Taking them undoes an enlargement for the sake of the action, and averages nothing.
+
+    Returns:
+        To be used on rows and columns; None where ``side`` is no odd multiple of ``size``.
+    """
+    factor, rest = divmod(side, size)
+    return slice(factor // 2, None, factor) if rest == 0 and factor % 2 else None
+
+
 def disk_mask(size: int, softness: float = 1.0, device: torch.device | None = None) -> Tensor:
     """A soft disk inscribed in the square: 1 inside, 0 in the corners; (size, size) float32.
 

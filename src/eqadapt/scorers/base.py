@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from eqadapt.errors import UserError
 from eqadapt.groups import CyclicGroup, disk_mask
+from eqadapt.groups.images import pixel_centres
 
 MAX_LOGIT_SCALE = 50.0
 
@@ -165,18 +166,17 @@ class Prepare(nn.Module):
         margin = int(side * (1 - self.crop) / 2 + 1e-6)
         return x[..., margin : side - margin, margin : side - margin]
 
-    def samples(self, side: int) -> bool:
-        """Whether images of that side lose pixels instead of being averaged."""
-        factor, rest = divmod(side, self.size)
-        return self.sample and rest == 0 and factor % 2 == 1
+    def centres(self, side: int) -> slice | None:
+        """The pixels taken of images of that side; None where they are averaged."""
+        return pixel_centres(side, self.size) if self.sample else None
 
     def resized(self, x: Tensor) -> Tensor:
         """``x`` at the scorer's size; untouched where it has it already."""
         if x.shape[-1] == self.size:
             return x
-        if self.samples(x.shape[-1]):
-            factor = x.shape[-1] // self.size
-            return x[..., factor // 2 :: factor, factor // 2 :: factor]
+        centres = self.centres(x.shape[-1])
+        if centres is not None:
+            return x[..., centres, centres]
         key = (x.shape[-1], x.device)
         if key not in self._matrices:
             with torch.inference_mode(False):  # kept, and so maybe used where gradients are

@@ -74,7 +74,7 @@ class TurnedCopies(nn.Module):
         if self.angles == (0.0,):
             return self.look(x)
         x = self.look.cropped(x)
-        if x.shape[-1] > self.look.size and not self.look.samples(x.shape[-1]):
+        if x.shape[-1] > self.look.size and self.look.centres(x.shape[-1]) is None:
             x = self.look.resized(x)  # antialiased, which the warp is not
         copies = [
             F.grid_sample(
