@@ -8,6 +8,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from benchmarks.rows import Row
 from benchmarks.table import NAMES
@@ -157,10 +158,12 @@ def accuracy_against_time(rows: Sequence[Row]) -> Figure | None:
     if not mine:
         return None
     figure, panels = _subplots(2, (10.5, 4.2))
+    named: list[list[tuple[str, float, float, str]]] = []
     for axes, key, label in (
         (panels[0], "cn_avg", "Cn-Avg under a frozen ResNet-20, %"),
         (panels[1], "pose_accuracy", "poses found, %"),
     ):
+        names: list[tuple[str, float, float, str]] = []
         for who, colour, marker in (("peer", PEERS, "s"), ("our", OURS, "o")):
             for row in mine:
                 taken, value = getattr(row, f"{who}_seconds"), getattr(row, f"{who}_{key}")
@@ -174,19 +177,53 @@ def accuracy_against_time(rows: Sequence[Row]) -> Figure | None:
                     color=colour,
                     markerfacecolor="white" if hollow else colour,
                 )
-                axes.annotate(
-                    row.setting.removeprefix("equiadapt, ").removeprefix("paired_cnn, "),
-                    (1000 * taken, 100 * value),
-                    (0, 6),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=7,
-                    color=colour,
-                )
+                name = row.setting.removeprefix("equiadapt, ").removeprefix("paired_cnn, ")
+                names.append((name, 1000 * taken, 100 * value, colour))
         axes.set_xscale("log")
-        axes.margins(x=0.15, y=0.15)
+        axes.margins(x=0.22, y=0.15)
         axes.set_xlabel("milliseconds of canonicalization, batch of 16")
         axes.set_ylabel(label)
         style.clean(axes)
+        named.append(names)
     panels[0].set_title("orange: equiadapt, blue: ours; hollow: identity prior", fontsize=9)
+    figure.canvas.draw()  # sizes are settled before labels look for their places
+    for axes, names in zip(panels, named, strict=True):
+        _name_points(axes, names)
     return figure
+
+
+# Where a label may stand, in points from its point, and how it is aligned: the best first.
+_PLACES = (
+    (0, 9, "center"),
+    (0, -9, "center"),
+    (8, 0, "left"),
+    (-8, 0, "right"),
+    (8, 9, "left"),
+    (8, -9, "left"),
+    (-8, 9, "right"),
+    (-8, -9, "right"),
+)
+
+
+def _name_points(axes: Axes, names: Sequence[tuple[str, float, float, str]]) -> None:
+    """Labels (text, x, y, colour) beside their points, where they hide no other and no point."""
+    at = axes.transData.transform
+    taken = [Bbox.from_bounds(*(at((x, y)) - 5), 10, 10) for _, x, y, _ in names]
+    for own, (text, x, y, colour) in enumerate(names):
+        others = taken[:own] + taken[own + 1 :]
+        for across, up, align in _PLACES:
+            label = axes.annotate(
+                text,
+                (x, y),
+                (across, up),
+                textcoords="offset points",
+                ha=align,
+                va="center",
+                fontsize=7,
+                color=colour,
+            )
+            box = label.get_window_extent()
+            if box.count_overlaps(others) == 0 or (across, up, align) == _PLACES[-1]:
+                taken.append(box)
+                break
+            label.remove()

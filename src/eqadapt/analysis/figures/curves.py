@@ -82,5 +82,7 @@ def _draw(
     if not drawn:
         axis.text(0.5, 0.5, "–", transform=axis.transAxes, ha="center", color=s.QUIET)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axis.margins(x=0.03)
+    first, last = frame["epoch"].min(), frame["epoch"].max()  # of all panels: some know one epoch
+    pad = 0.03 * (last - first) or 0.5
+    axis.set_xlim(first - pad, last + pad)
     s.clean(axis)
