@@ -104,6 +104,14 @@ def test_the_default_study_explains_every_key():
         ({"groups": ["C8", "C6"]}, ["evaluate.poses: C8 does not contain C6", "C24"]),
         ({"methods": ["vanila"]}, ["methods.vanila", "did you mean vanilla", "prlc_rotated"]),
         ({"methods": ["prlc", "oracle"]}, ["methods.oracle", "vanilla"]),
+        (
+            {"methods": ["vanilla"], "backbones": {"resnet_small": {"methods": ["lc"]}}},
+            ["backbones.resnet_small.methods", "'lc'", "vanilla"],
+        ),
+        (
+            {"methods": ["vanilla", "oracle"], "backbones": {"r": {"methods": ["oracle"]}}},
+            ["backbones.r.methods", "oracle needs vanilla's"],
+        ),
         ({"methods": ["rotation_augmentation"], "regimes": ["frozen"]}, ["regimes", "frozen"]),
         (
             {"backbones": {"vit_small": {"weights": "scratch"}}, "regimes": ["frozen"]},
@@ -271,6 +279,14 @@ def test_a_frozen_backbone_starts_where_it_knows_the_classes():
         merge(scratch.config, {"methods": {"vanilla": {"train": {"epochs": 1}}, "prlc": {}}})
     )
     assert slower.recipe_hash(frozen) != scratch.recipe_hash(frozen)
+
+
+def test_a_backbone_may_have_some_of_the_methods():
+    whole = loaded(backbones={"resnet_small": {}, "vit_small": {}})
+    some = loaded(backbones={"resnet_small": {}, "vit_small": {"methods": ["vanilla"]}})
+    left = [r for r in whole.runs() if r.backbone == "resnet_small" or r.method == "vanilla"]
+    assert some.runs() == left != whole.runs()
+    assert [some.recipe_hash(r) for r in left] == [whole.recipe_hash(r) for r in left]
 
 
 def test_pretraining_has_a_digest_of_its_own():

@@ -154,6 +154,8 @@ class Study:
             entry = get_method(method)
             if regime not in entry.regimes or self.shared_canonicalizers not in (None, backbone):
                 continue
+            if method not in config["backbones"][backbone].get("methods", [method]):
+                continue
             groups = list(config["groups"]) if entry.uses_group else ["C1"]
             for group, seed in product(groups, config["seeds"]):
                 runs.append(Run(dataset, backbone, regime, method, group, seed))
@@ -202,7 +204,7 @@ class Study:
         for over in overs:
             train = merge(train, over.get("train"))
             scorer = merge_scorer(scorer, over.get("scorer"))
-        sections = ("image", "pretrain", "scorer", "train")
+        sections = ("image", "methods", "pretrain", "scorer", "train")
         network = {key: value for key, value in backbone.items() if key not in sections}
         if network["file"]:
             network["file"] = expanded(network["file"])

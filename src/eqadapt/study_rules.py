@@ -281,6 +281,14 @@ def _methods(config: Mapping[str, Any]) -> Iterator[Fault]:
                     f"{group} has fewer elements than the views it takes",
                     f"groups of order {method.least_order} or more",
                 )
+    for backbone, entry in config["backbones"].items():
+        chosen, where = entry.get("methods", ()), f"backbones.{backbone}.methods"
+        for name in chosen:
+            if name not in config["methods"]:
+                yield where, f"{name!r} is no method of the study", ", ".join(config["methods"])
+            source = METHODS[name].train_as if name in METHODS else None
+            if source and source not in chosen:
+                yield where, f"{name} needs {source}'s checkpoints", f"{source} beside it"
     for regime in config["regimes"]:
         if regime not in used and set(config["methods"]) <= set(METHODS):
             yield "regimes", f"no method of the study can be {regime}", ", ".join(sorted(used))
