@@ -1,6 +1,7 @@
 """The comparison of methods end to end on a few digits, its settings, its table and figures."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from eqadapt.errors import UserError
 from eqadapt.study import load_study
 from eqadapt.test_time import METHODS
 from eqadapt.test_time.settings import load_settings
-from eqadapt.test_time.tuning import grid_points
 
 PUBLISHED = Path(__file__).parents[1] / "config" / "published.yaml"
 SHIPPED = Path(__file__).parents[1] / "config" / "methods"
@@ -129,9 +129,15 @@ def test_the_metrics_have_the_columns_of_the_comparison(ran):
 
 @pytest.mark.slow
 def test_latency_is_a_ratio_to_the_backbone_alone(ran):
-    assert run(ran, "methods", "--latency", "--group", "C4") == 0
     path = ran / "results" / "latency.csv"
-    frame = pd.read_csv(path).set_index("method")
+    assert run(ran, "methods", "--latency") == 0
+    before = pd.read_csv(path)
+    assert run(ran, "methods", "--latency", "--group", "C4") == 0
+    after = pd.read_csv(path)  # C4 anew, the other group as it was
+    assert len(after) == len(before)
+    others = [frame[frame["group"] != "C4"].reset_index(drop=True) for frame in (before, after)]
+    pd.testing.assert_frame_equal(*others)
+    frame = after[after["group"] == "C4"].set_index("method")
     assert 0.5 < frame.loc["vanilla", "ratio"] < 2.0
     assert frame.loc["equitune", "ratio"] > frame.loc["vanilla", "ratio"]
     found = pd.read_csv(analyse(ran, "metrics") / "metrics.csv")
@@ -149,7 +155,7 @@ def test_every_declared_output_is_written_and_the_curve_has_both_ends(ran):
     assert not list((folder / "figures").glob("gallery*"))
     assert "Posterior (top 2)" in (folder / "tables/methods-frozen-C8.md").read_text()
     page = (folder / "report.html").read_text()
-    assert "Methods side by side" in page and "2 trials" in page
+    assert "Methods side by side" in page and "2 trials for each method (4 with a gate)" in page
     frame = pd.read_csv(folder / "metrics.csv")
     for curve in load_temperatures(folder):
         part = frame[frame["group"] == curve.cell.group].set_index("method")
@@ -196,12 +202,18 @@ def test_a_cache_of_another_backbone_is_refused(ran, capsys):
 # --- settings -----------------------------------------------------------------------------------
 
 
-def test_the_shipped_settings_are_valid_and_tried_equally_often():
+def test_the_shipped_settings_are_valid_and_no_method_of_ours_is_tried_more_often():
     settings = load_settings(SHIPPED)
     assert {entry.method.name for entry in settings.entries} == set(METHODS)
+    own = {e.method.name: math.prod(map(len, e.grid.values())) for e in settings.entries if e.grid}
     for entry in settings.entries:
-        if entry.grid and entry.method.name != "lc_offset":  # which tries every element
-            assert len(grid_points(entry.grid, settings["trials"])) == settings["trials"]
+        tried = own.get(entry.method.name, 0)
+        assert tried <= settings["trials"]  # or some would be left to chance
+        total = tried + own.get(entry.method.inherits, 0)
+        if entry.paper == "this project":
+            assert total <= settings["trials"]
+        elif tried and entry.method.name != "lc_offset":  # which tries every element
+            assert total >= settings["trials"]
     names = [entry.method.name for entry in settings.entries]
     for entry in settings.entries:
         if entry.method.inherits:

@@ -209,6 +209,12 @@ def test_parts_of_another_identity_are_not_used(backbone, tmp_path):
         images, labels, index, {**identity(backbone, "C4"), "data_sha256": "d" * 64}, tmp_path
     )
     assert counted.images == 16
+    other = Counted(backbone)  # the same identity, but other images of the split
+    found = OrbitComputer(other, action(4), ImagePipeline(SIZE), 4, **silent)(
+        images.flip(0), labels.flip(0), index.flip(0), identity(backbone, "C4"), tmp_path
+    )
+    assert other.images == 16
+    np.testing.assert_array_equal(found.index, index.flip(0).numpy())
 
 
 def test_a_part_keeps_every_class_of_a_sorted_file(backbone, tmp_path):

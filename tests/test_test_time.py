@@ -16,7 +16,7 @@ from eqadapt.test_time.bench import Bench
 from eqadapt.test_time.live import LiveViews, Outputs
 from eqadapt.test_time.outputs import logit_differences, predictions
 from eqadapt.test_time.rules import mean_of_views, top_views
-from eqadapt.test_time.tuning import grid_points, tune
+from eqadapt.test_time.tuning import Selection, grid_points, tune
 
 N, C, D = 64, 5, 8
 SEARCHES = [name for name, m in METHODS.items() if f"{name}_gated" in METHODS and not m.gated]
@@ -405,9 +405,10 @@ def test_the_test_split_is_not_read_in_selection():
 
 
 def test_evidence_is_taken_over_from_the_parent():
-    inherited = {"evidence.temperature": 3.0}
+    inherited = Selection({"evidence.temperature": 3.0}, [{}, {}, {}])
     found = tune(bench(4), METHODS["ood_energy_gated"], {"quantile": [0.2]}, 4, inherited)
     assert found.parameters["evidence.temperature"] == 3.0
+    assert (len(found.trials), found.count) == (1, 4)  # those of the parent count
 
 
 def test_nothing_is_searched_without_a_grid():

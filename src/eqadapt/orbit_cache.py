@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from eqadapt.digest import code_id
 from eqadapt.errors import UserError
 from eqadapt.files import atomic_path, json_dumps
 from eqadapt.groups.cyclic import CyclicGroup, parse_group
@@ -284,6 +285,13 @@ def _check_dtype(dtype: str) -> None:
         )
 
 
+def _parts_digest(meta: Mapping[str, Any], index: Any) -> str:
+    """What parts of an interrupted computation must share: identity, images and code."""
+    code = code_id("eqadapt.orbit_cache", "eqadapt.adaptation", "eqadapt.tasks.classification")
+    identity = json_dumps([dict(meta), SHARD, index.tolist(), code])
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
 class OrbitComputer:
     """Runs a frozen backbone over the views of every image, resumable every few hundred images.
 
@@ -319,11 +327,12 @@ class OrbitComputer:
             images: (N, C, h, h) uint8 tensor.
             labels: (N,) int64 tensor.
             index: (N,) int64 tensor, row in the source split.
-            meta: From ``identity``; parts under ``scratch`` of another identity are not used.
-            scratch: Folder for the parts; may be deleted at any time.
+            meta: From ``identity``; parts under ``scratch`` of another identity, of other images
+                or of other code are not used.
+            scratch: Folder for the parts, to resume from; may be deleted at any time.
         """
         started, parts = time.perf_counter(), []
-        digest = hashlib.sha256(json_dumps([dict(meta), SHARD]).encode()).hexdigest()[:16]
+        digest = _parts_digest(meta, index)
         for start in range(0, len(images), SHARD):
             rows = slice(start, min(start + SHARD, len(images)))
             path = Path(scratch) / f"{digest}-{rows.start:06d}-{rows.stop:06d}.safetensors"

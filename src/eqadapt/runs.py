@@ -391,3 +391,10 @@ def write_predictions(path: Path, found: OrbitPredictions, meta: dict[str, Any])
     header = {b"eqadapt": json.dumps(meta, sort_keys=True).encode()}
     with atomic_path(path) as temporary:
         pq.write_table(table.replace_schema_metadata(header), temporary, compression="zstd")
+
+
+def predictions_meta(path: Path) -> dict[str, Any]:
+    """What ``write_predictions`` was told of the run."""
+    import pyarrow.parquet as pq
+
+    return dict(json.loads(pq.read_schema(path).metadata[b"eqadapt"]))

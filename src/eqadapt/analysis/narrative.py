@@ -85,15 +85,21 @@ def method_sentences(results: Results) -> list[str]:
         "turns use one resampling, the same in training and evaluation.",
     ]
     if results.test_time:
-        trials = pd.to_numeric(metrics["trials"], errors="coerce").max()
-        return [
-            *sentences,
-            "Hyper-parameters were chosen on the validation split, with at most "
-            f"{trials:.0f} trials for each method. Everything is computed from one cache of what "
-            "the frozen network says of every view of every image.",
-        ]
+        return [*sentences, _trials_sentence(metrics)]
     cost = _cost_sentence(results)
     return [*sentences, cost] if cost else sentences
+
+
+def _trials_sentence(metrics: pd.DataFrame) -> str:
+    trials = pd.to_numeric(metrics["trials"], errors="coerce")
+    gated = metrics["gated"].fillna(False).astype(bool)
+    most, behind_gate = trials[~gated].max(), trials[gated].max()
+    more = f" ({behind_gate:.0f} with a gate)" if behind_gate > most else ""
+    return (
+        f"Hyper-parameters were chosen on the validation split, with at most {most:.0f} trials for "
+        f"each method{more}, those of a method it builds on included. Everything is computed from "
+        "one cache of what the frozen network says of every view of every image."
+    )
 
 
 def _cost_sentence(results: Results) -> str:

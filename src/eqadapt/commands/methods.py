@@ -37,11 +37,16 @@ def _latency(args: argparse.Namespace, runner: TestTimeRunner) -> None:
     import pandas as pd
 
     from eqadapt.files import write_text
-    from eqadapt.test_time.latency import COLUMNS
+    from eqadapt.test_time.latency import CELL, COLUMNS
 
-    rows = []
-    for cell in runner.plan.cells(args.dataset, args.backbone, args.group):
-        rows += runner.measure_latency(cell)
     path = runner.files.results / "latency.csv"
-    write_text(path, pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False))
+    cells = runner.plan.cells(args.dataset, args.backbone, args.group)
+    frames = [pd.DataFrame(runner.measure_latency(cell)) for cell in cells]
+    frame = pd.concat(frames, ignore_index=True)[list(COLUMNS)]
+    if path.is_file() and len(cells) < len(runner.plan.cells()):  # other cells keep their rows
+        keys = list(CELL)
+        old = pd.read_csv(path)
+        timed = old.set_index(keys).index.isin(frame.set_index(keys).index)
+        frame = pd.concat([old[~timed], frame], ignore_index=True)
+    write_text(path, frame.to_csv(index=False))
     print(path)

@@ -86,19 +86,22 @@ class Knn:
         self.bank = training.upright_features
         return self
 
-    def _reduced(self, queries: Array, bank: Array) -> NDArray[np.float64]:
-        distances = nearest_distances(queries, bank, min(self.k, len(bank)), self.metric)
+    def _reduced(self, queries: Array, bank: Array, k: int) -> NDArray[np.float64]:
+        distances = nearest_distances(queries, bank, k, self.metric)
         return -(distances[:, -1] if self.reduce == "kth" else distances.mean(axis=1))
 
     def score(self, logits: Array, features: Array) -> NDArray[np.float64]:
         """Scores (N, K) of features (N, K, D)."""
         flat = features.reshape(-1, features.shape[-1])
-        return self._reduced(flat, self.bank).reshape(features.shape[:-1])
+        return self._reduced(flat, self.bank, self.k).reshape(features.shape[:-1])
 
 
 @dataclass
 class PerClassKnn(Knn):
-    """As ``Knn``, among the training views of the class that the view's own logits predict."""
+    """As ``Knn``, among the training views of the class that the view's own logits predict.
+
+    Of a class with fewer than ``k`` views, all are neighbours.
+    """
 
     label: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
 
@@ -116,7 +119,8 @@ class PerClassKnn(Knn):
         for label in np.unique(self.label):
             rows = predicted == label
             if rows.any():
-                scores[rows] = self._reduced(flat[rows], self.bank[self.label == label])
+                bank = self.bank[self.label == label]
+                scores[rows] = self._reduced(flat[rows], bank, min(self.k, len(bank)))
         return scores.reshape(features.shape[:-1])
 
 

@@ -77,7 +77,8 @@ class ItsPaper:
 class ItsCircular(ItsPaper):
     """The same search on the circle: every rotation once, neighbours across the end.
 
-    Scores turn with the input. ``sigma`` of 0 does not smooth.
+    The curvature is the second difference of neighbours; two gradients in a row, as published, skip
+    one. Scores turn with the input. ``sigma`` of 0 does not smooth.
     """
 
     sigma: float = 1.0

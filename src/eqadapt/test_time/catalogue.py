@@ -139,6 +139,7 @@ for _name in (
             selection="argmax",
             prior=True,
             canonicalizer=_name,
+            closed_form=_name in ("fixed_energy", "moment_frame", "pca_frame"),
         )
     )
 register(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from eqadapt.test_time.bench import Bench
 from eqadapt.test_time.live import LiveViews, Outputs
 from eqadapt.test_time.methods import METHODS, TestTimeMethod, decide
 
-COLUMNS = ("dataset", "backbone", "group", "method", "batch", "milliseconds", "ratio", "device")
+CELL = ("dataset", "backbone", "group")
+COLUMNS = (*CELL, "method", "batch", "milliseconds", "ratio", "device")
 
 
 def measure(
@@ -26,6 +28,7 @@ def measure(
     x: Tensor,
     methods: Sequence[tuple[TestTimeMethod, dict[str, Any], nn.Module | None]],
     repeats: int = 3,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Time each method on a batch, vanilla before and after it, and take the median ratio.
 
@@ -38,17 +41,19 @@ def measure(
         x: (N, C, H, H) a batch of inputs at the acting size.
         methods: Each with its hyper-parameters and the scorer of its canonicalizer, or None.
         repeats: Measurements of each, after one that is thrown away.
+        seed: Of what was trained for the methods.
 
     Returns:
         For each method ``method``, ``batch``, ``milliseconds`` an image and ``ratio``.
     """
     rows = []
+    seconds = functools.partial(_seconds, bench, outputs, action, x, seed)
     for method, parameters, scorer in methods:
         ratios, times = [], []
         for repeat in range(repeats + 1):
-            before = _seconds(bench, outputs, action, x, METHODS["vanilla"], {}, None)
-            taken = _seconds(bench, outputs, action, x, method, parameters, scorer)
-            after = _seconds(bench, outputs, action, x, METHODS["vanilla"], {}, None)
+            before = seconds(METHODS["vanilla"], {}, None)
+            taken = seconds(method, parameters, scorer)
+            after = seconds(METHODS["vanilla"], {}, None)
             if repeat:
                 ratios.append(2.0 * taken / (before + after))
                 times.append(taken)
@@ -68,12 +73,13 @@ def _seconds(
     outputs: Outputs,
     action: RotationAction,
     x: Tensor,
+    seed: int,
     method: TestTimeMethod,
     parameters: dict[str, Any],
     scorer: nn.Module | None,
 ) -> float:
-    evidence = bench.evidence(method, parameters, 0)
-    threshold = bench.threshold(method, parameters, 0)
+    evidence = bench.evidence(method, parameters, seed)
+    threshold = bench.threshold(method, parameters, seed)
     if x.is_cuda:
         torch.cuda.synchronize()
     started = time.perf_counter()

@@ -58,6 +58,7 @@ class TestTimeMethod:
         evidence: Name in ``eqadapt.evidence.EVIDENCE``, or None.
         prior: A canonicalizer's pose logits are read.
         canonicalizer: The trained method whose pose logits these are; None takes the settings'.
+        closed_form: The canonicalizer is the same whatever the seed.
         gated: The input is kept as it is where the evidence of its own view is high enough.
         defaults: Values of its hyper-parameters where nothing is searched.
         inherits: Another method whose selected evidence hyper-parameters it takes over.
@@ -73,6 +74,7 @@ class TestTimeMethod:
     evidence: str | None = None
     prior: bool = False
     canonicalizer: str | None = None
+    closed_form: bool = False
     gated: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     inherits: str | None = None
@@ -93,8 +95,9 @@ class TestTimeMethod:
 
     @property
     def learned(self) -> bool:
-        """Whether something with a seed is trained for it."""
-        return self.prior or (self.evidence is not None and EVIDENCE[self.evidence].learned)
+        """Whether something with a seed is drawn or trained for it."""
+        own_prior = self.prior and not self.closed_form
+        return own_prior or (self.evidence is not None and EVIDENCE[self.evidence].learned)
 
     def departures(self, parameters: Mapping[str, Any] | None = None) -> tuple[str, ...]:
         """Where it departs from the equation with one weight a view that turns with the input.
@@ -116,7 +119,11 @@ class TestTimeMethod:
 
     @property
     def invariant(self) -> bool:
-        """Whether its outputs are the same, to the last bit, for every permutation of views."""
+        """Whether its outputs are the same, to the last bit, for every permutation of views.
+
+        Provided that a canonicalizer's best poses have scores of their own: between equal ones the
+        first is taken, for nothing has been read yet that could tell them apart.
+        """
         other = {"gate", "view_order", "true_pose"}
         return self.selection != "identity" and not other & set(self.departures())
 
@@ -233,6 +240,9 @@ def _fixed_view(views: Views, element: int | None, *, chooses: bool) -> Decision
 def _prior(method: TestTimeMethod, views: Views, values: Mapping[str, Any]) -> NDArray[np.float64]:
     """Log-probabilities (N, K) of the poses: the canonicalizer's, or all the same."""
     if not method.prior:
+        missing = [key for key in ("views", "offset") if values.get(key) is not None]
+        if missing:
+            raise UserError(f"{missing[0]!r} of {method.name!r}, which has no canonicalizer")
         return np.zeros((views.count, views.order))
     logits = np.roll(views.pose_logits, int(values.get("offset", 0)), axis=1)
     return log_softmax(logits)

@@ -1,7 +1,8 @@
 """From scores of views to an output: weights, means and choices that do not mind the views' order.
 
 Sums over views are taken in the order of their values and ties are broken by the views' contents,
-so that permuting the views changes no bit of a prediction.
+so that permuting the views changes no bit of a prediction. Only between poses to which a
+canonicalizer gives equal scores, before any view is read, is the first taken.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def load_settings(folder: str | Path) -> Settings:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(
-            "no folder of test-time methods", where=str(folder), fix="give it with --methods"
+            "no folder of test-time methods", where=str(folder), fix="test_time.folder of the study"
         )
     path = folder / SETTINGS_FILE
     values = _validated(_read(path) if path.is_file() else {}, "settings", path)

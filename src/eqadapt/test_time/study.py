@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,12 +17,13 @@ from eqadapt import checkpoint, orbit_cache
 from eqadapt.adaptation import build_action
 from eqadapt.backbones import Backbone, count_parameters
 from eqadapt.datasets import prepared
+from eqadapt.digest import code_id
 from eqadapt.errors import UserError
-from eqadapt.files import write_json
+from eqadapt.files import sha256_file, write_json
 from eqadapt.groups import parse_group
 from eqadapt.orbit_cache import Orbits
-from eqadapt.provenance import provenance
-from eqadapt.runs import StudyRunner, write_predictions
+from eqadapt.provenance import commit, provenance
+from eqadapt.runs import StudyRunner, predictions_meta, write_predictions
 from eqadapt.scorers.mirrored import Mirrored
 from eqadapt.study import Run, digest_of
 from eqadapt.tasks.classification import ImagePipeline
@@ -33,6 +35,9 @@ from eqadapt.test_time.outputs import logit_differences, predictions, write_temp
 from eqadapt.test_time.plan import REGIME, SPLITS, Cell, Plan
 from eqadapt.test_time.settings import Entry
 from eqadapt.test_time.tuning import Selection, tune
+
+# Modules that pose logits follow from.
+_POSE_CODE = ("eqadapt.adaptation", "eqadapt.scorers.mirrored", "eqadapt.tasks.classification")
 
 
 class TestTimeRunner:
@@ -136,6 +141,11 @@ class TestTimeRunner:
                     found = self._computed(cell, split)
                 orbit_cache.save(self.cache_path(cell, split), found, self.settings["dtype"])
                 larger.append(found)
+            shutil.rmtree(self._parts(dataset, backbone), ignore_errors=True)
+
+    def _parts(self, dataset: str, backbone: str) -> Path:
+        """Where an interrupted computation goes on from."""
+        return self.files.scratch / "orbits" / f"{dataset}-{backbone}"
 
     def _computed(self, cell: Cell, split: str) -> Orbits:
         recipe, data = self.recipe(cell), self.data(cell.dataset, split)
@@ -147,7 +157,7 @@ class TestTimeRunner:
             self.settings["batch_size"],
             self.say,
         )
-        parts = self.files.scratch / "orbits"
+        parts = self._parts(cell.dataset, cell.backbone)
         return compute(data.images, data.labels, data.index, meta, parts)
 
     # --- canonicalizers -------------------------------------------------------------------------
@@ -163,10 +173,10 @@ class TestTimeRunner:
                 where=str(source),
                 fix="run `eqadapt train`, or take the method out of the study's `methods`",
             )
-        _, trained = checkpoint.load(source)
         expected = {
             "run": run.stem,
-            "config_hash": trained.get("config_hash"),
+            "checkpoint_sha256": sha256_file(source),
+            "code": code_id(*_POSE_CODE),
             "data_sha256": data.metadata["data_sha256"],
             "images": len(data.index),
             **({"mirrored": True} if self.plan.mirrored else {}),
@@ -253,20 +263,34 @@ class TestTimeRunner:
                 scorers[name] = self.scorer(self.plan.canonicalizer_run(cell, name, seed))
             parameters = self._selected(cell, entry.method, seed)
             chosen.append((entry.method, parameters, scorers.get(name) if name else None))
-        rows = latency.measure(bench, Outputs(self.backbone(cell)), action, x, chosen)
+        outputs = Outputs(self.backbone(cell))
+        rows = latency.measure(bench, outputs, action, x, chosen, seed=seed)
         device = provenance(self.runner.device)["device"]
         return [{**vars(cell), **row, "device": device} for row in rows]
 
     def _selected(self, cell: Cell, method: TestTimeMethod, seed: int) -> dict[str, Any]:
-        """The hyper-parameters that were selected, from the run's record."""
-        path = self.files.run_folder(cell.run(method.name, seed)) / "run.json"
+        """The hyper-parameters that were selected, as the run's predictions name them.
+
+        Raises:
+            UserError: The method has not been run.
+        """
+        path = self.files.predictions(self._predicted(cell, method, seed))
         if not path.is_file():
-            return {}
-        return dict(json.loads(path.read_text(encoding="utf-8")).get("hyperparameters", {}))
+            raise UserError(
+                f"{method.name} has not been run",
+                where=str(path),
+                fix="run `eqadapt methods` without --latency first",
+            )
+        return dict(predictions_meta(path).get("hyperparameters", {}))
+
+    def _predicted(self, cell: Cell, method: TestTimeMethod, seed: int) -> Run:
+        """The run that keeps a method's predictions, perhaps the finest group's."""
+        run = self.plan.run(cell, method, seed)
+        return run or cell.run(method.name, seed, "C1")
 
     def _tuned(self, bench: Bench, entry: Entry, selections: Mapping[str, Selection]) -> Selection:
         method, trials = entry.method, self.settings["trials"]
-        inherited = selections[method.inherits].parameters if method.inherits else None
+        inherited = selections[method.inherits] if method.inherits else None
         return tune(bench, method, entry.grid, trials, inherited, self.plan.seeds(method))
 
     def _write(
@@ -283,9 +307,7 @@ class TestTimeRunner:
         params, seconds = self._trained(cell, bench, method, selection, seed)
         common = {
             **run.as_dict(),
-            "config_hash": digest_of(
-                [self.recipe(cell)["image"], entry.grid, self.settings.values]
-            ),
+            "config_hash": self._config_hash(cell, entry, seed),
             "data_sha256": bench.orbits["train"].meta["data_sha256"],
             "test_sha256": test.meta["data_sha256"],
             "params_added": params,
@@ -293,6 +315,7 @@ class TestTimeRunner:
         }
         meta = {
             **common,
+            "commit": commit(),
             "test_time": True,
             "poses": cell.group,
             "classes": list(test.meta["classes"]),
@@ -302,7 +325,7 @@ class TestTimeRunner:
             "gated": method.gated,
             "departures": list(method.departures(selection.parameters)),
             "hyperparameters": selection.parameters,
-            "trials": len(selection.trials),
+            "trials": selection.count,
             **logit_differences(bench.group, decisions),
         }
         write_predictions(self.files.predictions(run), found, meta)
@@ -322,6 +345,19 @@ class TestTimeRunner:
             },
         )
         return accuracy
+
+    def _config_hash(self, cell: Cell, entry: Entry, seed: int) -> str:
+        """Digest of what decides a run: backbone, images, grid, settings, and its canonicalizer."""
+        recipe, test_time = self.recipe(cell), dict(self.study.config["test_time"])
+        name = self.plan.canonicalizer(entry.method)
+        canonicalizer = None
+        if name is not None:
+            canonicalizer = self.study.recipe_hash(self.plan.canonicalizer_run(cell, name, seed))
+        del test_time["folder"]  # what lies in it counts
+        return digest_of(
+            [recipe["image"], recipe["backbone"], entry.grid, self.settings.values, test_time]
+            + [canonicalizer]
+        )
 
     def _trained(
         self, cell: Cell, bench: Bench, method: TestTimeMethod, selection: Selection, seed: int

@@ -24,11 +24,18 @@ class Selection:
         parameters: The best ones, with the defaults.
         trials: Everything tried: hyper-parameters and the mean accuracy over poses.
         split: Where it was measured.
+        inherited: Trials of the method whose hyper-parameters were taken over.
     """
 
     parameters: dict[str, Any]
     trials: list[dict[str, Any]] = field(default_factory=list)
     split: str = "validation"
+    inherited: int = 0
+
+    @property
+    def count(self) -> int:
+        """Trials that the parameters rest on."""
+        return len(self.trials) + self.inherited
 
 
 def grid_points(grid: Mapping[str, Sequence[Any]], trials: int) -> list[dict[str, Any]]:
@@ -59,7 +66,7 @@ def tune(
     method: TestTimeMethod,
     grid: Mapping[str, Sequence[Any]],
     trials: int,
-    inherited: Mapping[str, Any] | None = None,
+    inherited: Selection | None = None,
     seeds: Sequence[int] = (0,),
 ) -> Selection:
     """The hyper-parameters of a method with the best mean accuracy over poses.
@@ -69,14 +76,15 @@ def tune(
         method: The method.
         grid: What may be searched; empty for a method without hyper-parameters.
         trials: How many points of it.
-        inherited: The selected hyper-parameters of the method it inherits from; those of the
+        inherited: What was selected for the method it inherits from; the hyper-parameters of the
             evidence are taken over.
         seeds: Of what is trained for it; accuracies are means over them.
 
     Returns:
         The first of the best points in the grid's order.
     """
-    base = {f"evidence.{key}": value for key, value in evidence_parameters(inherited or {}).items()}
+    taken = evidence_parameters(inherited.parameters) if inherited else {}
+    base = {f"evidence.{key}": value for key, value in taken.items()}
     record: list[dict[str, Any]] = []
     for point in grid_points(grid, trials) if grid else [{}]:
         parameters = method.parameters({**base, **point})
@@ -88,4 +96,5 @@ def tune(
         record.append({"parameters": point, "accuracy": accuracy})
     best = max(range(len(record)), key=lambda row: (record[row]["accuracy"] or 0.0, -row))
     chosen = method.parameters({**base, **record[best]["parameters"]})
-    return Selection(chosen, record if grid else [], method.tuned_on)
+    before = inherited.count if inherited else 0
+    return Selection(chosen, record if grid else [], method.tuned_on, before)
