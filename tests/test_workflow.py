@@ -127,6 +127,15 @@ def test_every_study_lints_and_plans_each_of_its_runs(plans, path):
     assert jobs.get("headline", 0) == (not test_time)
 
 
+def test_a_study_yaml_of_another_configuration_is_written_anew(project, tmp_path):
+    folder = tmp_path / "clone"
+    shutil.copytree(project, folder)
+    (folder / "results" / "smoke").mkdir(parents=True)
+    (folder / "results" / "smoke" / "study.yaml").write_text("study: smoke\n", encoding="utf-8")
+    (plan,) = snakemake(folder, ["-n", *SMOKE])
+    assert plan.jobs["study_config"] == 1
+
+
 def test_faults_stop_before_the_first_job_with_key_and_allowed_values(project):
     wrong_key, wrong_value, own_study, partial = snakemake(
         project,

@@ -6,6 +6,8 @@ results/<study>/{study.yaml,predictions,runs,galleries}
 
 
 rule study_config:
+    input:
+        study=study_file(),
     output:
         study=STUDY_YAML,
     log:
@@ -17,7 +19,7 @@ rule study_config:
     message:
         "write {output.study}"
     shell:
-        'cp "$STUDY" {output.study} > {log} 2>&1'
+        "cp {input.study} {output.study} > {log} 2>&1"
 
 
 rule metrics:

@@ -70,10 +70,15 @@ wildcard_constraints:
 
 
 def study_file():
-    """The merged study as a file for the commands; its name follows from its content."""
-    text = STUDY.to_yaml()
+    """The merged study as a file for the commands; its name follows from its content.
+
+    It is newer than a study.yaml of another content: Snakemake keeps no record of files that git
+    brought, by which it would know that theirs is not this study.
+    """
+    text, results = STUDY.to_yaml(), Path(STUDY_YAML)
     path = Path(SCRATCH) / f"study-{digest_of(text)}.yaml"
-    if not path.exists():
+    other = results.exists() and results.read_text(encoding="utf-8") != text
+    if other or not path.exists():
         write_text(path, text)
     return path.as_posix()
 
