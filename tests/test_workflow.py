@@ -292,6 +292,20 @@ def test_the_smoke_study_runs_through_every_rule(project, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_data_set_by_another_name_and_split_goes_through_every_rule(project, tmp_path):
+    folder = tmp_path / "project"
+    shutil.copytree(project, folder)
+    study = yaml.safe_load((folder / "config" / "smoke.yaml").read_text(encoding="utf-8"))
+    study |= {"study": "alias", "groups": ["C4"], "methods": ["vanilla", "prlc"]}
+    few = {"source": "digits", "validation": 90, "limit_train": 200, "limit_test": 60}
+    study["datasets"] = {"few": few}
+    (folder / "config" / "alias.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+    (done,) = snakemake(folder, ["--configfile", "config/alias.yaml", "--cores", "2"])
+    assert done.status == 0, done.said[-5000:]
+    assert len(list((folder / "results" / "alias" / "notebooks").glob("*.html"))) == 3
+
+
+@pytest.mark.slow
 def test_a_killed_training_goes_on_and_ends_the_same(project, tmp_path):
     folder = tmp_path / "project"
     shutil.copytree(project, folder)
