@@ -22,6 +22,7 @@ from eqadapt.datasets.preparation import prepare
 from eqadapt.datasets.prepared import SPLITS, load, read_metadata
 from eqadapt.datasets.raw import verify
 from eqadapt.errors import UserError
+from eqadapt.files import tree_state
 
 
 def png(seed, size=(8, 8), mode="RGB"):
@@ -64,6 +65,29 @@ def from_folder(tmp_path, files, **options):
 
 def pixels(data):
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def test_the_state_of_a_folder_tells_of_every_change(tmp_path):
+    folder = lay_out(tmp_path / "mine", tree())
+    state, few = tree_state(folder), tree_state(folder, most=2)
+    assert state == tree_state(folder) != few
+    image = next((folder / "train" / "cat").iterdir())
+    whole = image.read_bytes()
+    image.write_bytes(whole[:-1])
+    written_over = tree_state(folder)
+    assert written_over != state and tree_state(folder, most=2) == few
+    image.unlink()
+    assert tree_state(folder) not in (state, written_over)
+    assert tree_state(folder, most=2) != few
+
+
+def test_a_folder_whose_bad_image_was_replaced_is_taken_anew(tmp_path):
+    files = tree()
+    name = next(name for name in files if name.startswith("train/cat"))
+    with pytest.raises(UserError, match="cannot be decoded"):
+        from_folder(tmp_path, {**files, name: files[name][:40]})
+    mended = from_folder(tmp_path, files)
+    assert len(load(mended, "train").images) == 15
 
 
 def test_user_folder_becomes_splits_with_the_right_labels_and_pixels(tmp_path):

@@ -15,7 +15,7 @@ from eqadapt.analysis import outputs
 from eqadapt.datasets.variants import Preparation
 from eqadapt.digest import code_id, data_id
 from eqadapt.errors import UserError
-from eqadapt.files import write_text
+from eqadapt.files import tree_state, write_text
 from eqadapt.methods import get_method
 from eqadapt.study import digest_of, expanded, load_study
 from eqadapt.study_rules import schema
@@ -111,12 +111,24 @@ def as_flags(wildcards):
     return " ".join(f"--{key} {value}" for key, value in wildcards.items())
 
 
-def folder_flag(source):
-    """The user's folder that a data set comes from, as a flag of a verb; else nothing."""
+def user_folder(source):
+    """The user's folder that a data set comes from; else None."""
     for name, options in STUDY.config["datasets"].items():
         if STUDY.preparation(name).source == source and options["folder"]:
-            return f"--folder {options['folder']}"
-    return ""
+            return options["folder"]
+    return None
+
+
+def folder_flag(source):
+    """The user's folder of a data set as a flag of a verb; else nothing."""
+    folder = user_folder(source)
+    return f"--folder {folder}" if folder else ""
+
+
+def folder_state(source):
+    """What changes when the user changes images in that folder."""
+    folder = user_folder(source)
+    return tree_state(expanded(folder)) if folder else ""
 
 
 def prepared_splits(of):

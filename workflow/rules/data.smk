@@ -21,6 +21,7 @@ rule download:
         runtime=240,
     params:
         options=lambda w: folder_flag(w.dataset),
+        state=lambda w: folder_state(w.dataset),
     message:
         "bring {wildcards.dataset} into data/raw"
     shell:

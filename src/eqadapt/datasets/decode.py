@@ -75,7 +75,7 @@ def _open(data: bytes, where: str, use: Callable[[Image.Image], T]) -> T:
         raise UserError(
             f"the image cannot be decoded ({error or type(error).__name__})",
             where=where,
-            fix="replace or remove the file, then prepare again",
+            fix="replace or remove the file and run again; of an archive, get a whole copy",
         ) from error
 
 
