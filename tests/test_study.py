@@ -1,5 +1,6 @@
 """Studies: what is valid, how faults are told, what each run's recipe and digest depend on."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,18 @@ def test_every_study_in_config_is_valid_and_survives_a_round_trip(path, tmp_path
     ]
     stems = [run.stem for run in study.runs()]
     assert len(set(stems)) == len(stems)
+
+
+def test_the_study_in_the_documentation_is_one():
+    text = (REPOSITORY / "docs" / "your_own_study.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    study = load_study(yaml.safe_load(block))
+    assert len(study.runs()) == 9 and study.preparation("mine").size == 96
+    weights = text.split("## Backbones")[1].split("## A trained")[0]
+    named = set(re.findall(r"`(?:config/)?([a-z_]+\.yaml)`", weights))
+    folder = REPOSITORY / "config"
+    with_weights = {p.name for p in folder.glob("*.yaml") if "cifar10_resnets" in p.read_text()}
+    assert with_weights == named
 
 
 def test_the_default_study_explains_every_key():

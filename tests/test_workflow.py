@@ -136,6 +136,17 @@ def test_a_study_yaml_of_another_configuration_is_written_anew(project, tmp_path
     assert plan.jobs["study_config"] == 1
 
 
+def test_a_study_whose_weights_are_missing_is_planned_but_not_begun(project, tmp_path):
+    folder = tmp_path / "project"
+    shutil.copytree(project, folder)
+    study = ["--configfile", "config/products.yaml"]
+    nowhere = {"EQADAPT_MIRROR": str(tmp_path / "nowhere")}
+    plan, begun = snakemake(folder, ["-n", *study], [*study, "--cores", "1"], **nowhere)
+    assert plan.status == 0 and begun.status != 0
+    assert "no such weights file: $EQADAPT_MIRROR/cifar10_resnets" in begun.said
+    assert not (folder / "data").exists()
+
+
 def test_faults_stop_before_the_first_job_with_key_and_allowed_values(project):
     wrong_key, wrong_value, own_study, partial = snakemake(
         project,

@@ -6,6 +6,7 @@ $STUDY, a file named by its content, through the shell's prefix, which is not tr
 of one key reruns what depends on that key. $RESULTS and $SCRATCH are the study's folders.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -95,10 +96,24 @@ def shell_prefix():
 shell.prefix(shell_prefix())
 
 # Weights files of the user's are tracked by their checksums, not as inputs: a study can be planned
-# where they are not.
-for name, backbone in STUDY.config["backbones"].items():
-    if backbone["file"] and not Path(expanded(backbone["file"])).is_file():
-        logger.warning(f"backbone {name}: no such weights file: {backbone['file']}")
+# where they are not, but not begun.
+if STUDY.config["mirror"]:
+    os.environ["EQADAPT_MIRROR"] = STUDY.config["mirror"]  # as in the jobs
+MISSING_WEIGHTS = [
+    f"backbone {name}: no such weights file: {backbone['file']}"
+    for name, backbone in STUDY.config["backbones"].items()
+    if backbone["file"] and not Path(expanded(backbone["file"])).is_file()
+]
+for message in MISSING_WEIGHTS:
+    logger.warning(message)
+
+
+onstart:
+    if MISSING_WEIGHTS:
+        raise WorkflowError(
+            "; ".join(MISSING_WEIGHTS)
+            + " (see docs/your_own_study.md; environment variables in it must be set)"
+        )
 
 
 def run_files(runs, *patterns):

@@ -1,4 +1,4 @@
-"""Accuracy of the Boltzmann average against its temperature, from equizero to equitune."""
+"""Accuracy of the Boltzmann average against its temperature, from the best view to equitune."""
 
 from __future__ import annotations
 
@@ -60,7 +60,11 @@ def load_temperatures(folder: Path) -> list[Temperatures]:
 
 
 def accuracy_against_temperature(results: Results, cells: list[Cell]) -> Figure | None:
-    """Accuracy of the Boltzmann average from equizero (cold) to equitune (hot), a panel a cell."""
+    """Accuracy of the Boltzmann average, a panel a cell.
+
+    Cold it takes the view of lowest energy (equizero with the energy as its proxy), hot the mean
+    over all views (equitune).
+    """
     curves = [curve for curve in load_temperatures(results.folder) if curve.cell in cells]
     if not curves:
         return None
@@ -84,7 +88,7 @@ def _temperature_curve(axis: Axes, part: pd.DataFrame, colour: str, dash: str, l
     axis.plot(inner["temperature"], inner["mean"], color=colour, linestyle=dash, label=label)
     axis.fill_between(inner["temperature"], inner["low"], inner["high"], color=colour, alpha=0.2)
     ends = (
-        (part[part["temperature"] == 0], inner["temperature"].min() / 3, "equizero"),
+        (part[part["temperature"] == 0], inner["temperature"].min() / 3, "lowest energy"),
         (part[np.isinf(part["temperature"])], inner["temperature"].max() * 3, "equitune"),
     )
     for end, place, name in ends:
@@ -98,5 +102,5 @@ def _temperature_curve(axis: Axes, part: pd.DataFrame, colour: str, dash: str, l
                     xytext=(0, 7),
                     textcoords="offset points",
                     fontsize=8,
-                    ha="left" if name == "equizero" else "right",
+                    ha="left" if name == "lowest energy" else "right",
                 )
