@@ -139,7 +139,7 @@ def test_a_study_yaml_of_another_configuration_is_written_anew(project, tmp_path
 def test_a_study_whose_weights_are_missing_is_planned_but_not_begun(project, tmp_path):
     folder = tmp_path / "project"
     shutil.copytree(project, folder)
-    study = ["--configfile", "config/products.yaml"]
+    study = ["--configfile", "config/zero_shot.yaml"]
     nowhere = {"EQADAPT_MIRROR": str(tmp_path / "nowhere")}
     plan, begun = snakemake(folder, ["-n", *study], [*study, "--cores", "1"], **nowhere)
     assert plan.status == 0 and begun.status != 0
