@@ -255,6 +255,17 @@ class Study:
             return None
         return replace(run, regime="joint", method="vanilla", group="C1")
 
+    def missing_weights(self) -> list[str]:
+        """What to say of weights files that are not there; the study's mirror is theirs too."""
+        said = []
+        for name, backbone in self.config["backbones"].items():
+            path = str(backbone["file"] or "")
+            if self.config["mirror"]:
+                path = path.replace("$EQADAPT_MIRROR", str(self.config["mirror"]))
+            if path and not Path(expanded(path)).is_file():
+                said.append(f"backbone {name}: no such weights file: {backbone['file']}")
+        return said
+
     def digest(self, *keys: str) -> str:
         """Digest of the values at dotted keys, e.g. ``digest("image", "train.epochs")``."""
         return digest_of([self.value(key) for key in keys])

@@ -6,7 +6,6 @@ $STUDY, a file named by its content, through the shell's prefix, which is not tr
 of one key reruns what depends on that key. $RESULTS and $SCRATCH are the study's folders.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -97,13 +96,7 @@ shell.prefix(shell_prefix())
 
 # Weights files of the user's are tracked by their checksums, not as inputs: a study can be planned
 # where they are not, but not begun.
-if STUDY.config["mirror"]:
-    os.environ["EQADAPT_MIRROR"] = STUDY.config["mirror"]  # as in the jobs
-MISSING_WEIGHTS = [
-    f"backbone {name}: no such weights file: {backbone['file']}"
-    for name, backbone in STUDY.config["backbones"].items()
-    if backbone["file"] and not Path(expanded(backbone["file"])).is_file()
-]
+MISSING_WEIGHTS = STUDY.missing_weights()
 for message in MISSING_WEIGHTS:
     logger.warning(message)
 
