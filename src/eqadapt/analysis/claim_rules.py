@@ -45,10 +45,11 @@ class Check:
     Attributes:
         first: Left term.
         second: Right term.
-        rule: ``"ahead"``: the difference is positive and its paired test significant at 5% after
-            Holm's correction over the claim's tests; ``"at_least"`` / ``"at_most"``: its mean over
-            seeds is at least / at most ``points``; ``"invariant"``: in every seed all predictions
-            of ``first``'s method agree over each image's orbit, and so do the two accuracies.
+        rule: ``"ahead"``: the difference is positive in every seed, its paired test significant at
+            5% after Holm's correction over the claim's tests; ``"at_least"`` / ``"at_most"``: its
+            mean over seeds is at least / at most ``points``; ``"invariant"``: in every seed all
+            predictions of ``first``'s method agree over each image's orbit, and so do the two
+            accuracies.
         points: The bound.
     """
 

@@ -353,7 +353,8 @@ class TestTimeRunner:
         canonicalizer = None
         if name is not None:
             canonicalizer = self.study.recipe_hash(self.plan.canonicalizer_run(cell, name, seed))
-        del test_time["folder"]  # what lies in it counts
+        del test_time["folder"]  # what lies in it counts, and of weights the checksum
+        recipe["backbone"].pop("file", None)
         return digest_of(
             [recipe["image"], recipe["backbone"], entry.grid, self.settings.values, test_time]
             + [canonicalizer]
