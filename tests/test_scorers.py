@@ -489,3 +489,32 @@ def test_half_step_views_are_all_resampled_alike() -> None:
         power = scorer.views(noise).var(dim=(0, 2, 3, 4))
         ratio = float(power.max() / power.min()) - 1
         assert ratio < 0.01 if half_step else ratio > spread
+
+
+CLASSWISE = sorted(name for name, spec in SCORERS.items() if "classes" in spec.options)
+
+
+@pytest.mark.parametrize("name", CLASSWISE)
+def test_class_wise_scores_turn_with_the_input_and_sum_to_those_of_poses(name):
+    group = group_of(name)
+    scorer = build_scorer(name, group, 3, classes=5, **SMALL[name])
+    x = smooth_images(48, 33 if "33" in str(SMALL[name]) else 32)
+    settled(scorer, x)
+    with torch.no_grad():
+        pairs, scores = scorer.pairs(x), scorer(x)
+        assert pairs.shape == (48, group.order, 5)
+        assert torch.allclose(pairs.logsumexp(2), scores, atol=1e-5)
+        assert torch.allclose(scorer.export()(x), scores, atol=2e-5)
+        turned = scorer.pairs(torch.rot90(x, 1, (-2, -1)))
+    assert torch.allclose(turned, pairs.roll(group.order // 4, 1), atol=2e-5)
+    assert (pairs - pairs.mean(2, keepdim=True)).std(0).min() > 1e-3  # it does tell classes
+    error, agree = quarter_turn_error(scorer, x, group.order)
+    assert error < 2e-5
+    assert agree == 1.0
+
+
+def test_class_wise_needs_a_network_that_tells_classes():
+    with pytest.raises(UserError, match="tells no classes"):
+        build_scorer("staged_cnn", C4, 3, width=4).pairs(smooth_images(1, 32))
+    with pytest.raises(UserError, match="classes is 1"):
+        build_scorer("staged_cnn", C4, 3, width=4, classes=1)

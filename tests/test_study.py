@@ -134,6 +134,10 @@ def test_the_default_study_explains_every_key():
         ({"scorer": {"name": "mlp"}}, ["scorer.name", "'mlp'", "group_cnn"]),
         ({"scorer": {"widht": 8}}, ["scorer.widht", "width"]),
         (
+            {"methods": ["prlc_classwise"], "scorer": {"name": "plain_cnn"}},
+            ["scorer.name", "'plain_cnn' tells no classes", "staged_cnn"],
+        ),
+        (
             {"methods": {"vanilla": {}, "prlc": {"scorer": {"widht": 8}}}},
             ["methods.prlc.scorer.widht", "width"],
         ),

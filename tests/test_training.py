@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from eqadapt import checkpoint
-from eqadapt.adaptation import build_action
+from eqadapt.adaptation import ImageScorer, build_action
 from eqadapt.backbones import Backbone
 from eqadapt.errors import UserError
+from eqadapt.losses import classwise_prior_loss, prior_loss
 from eqadapt.methods import get_method
+from eqadapt.scorers import build_scorer
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.training import LabelledImages, Trainer, learning_rate_factor, prior_factor
 
@@ -80,6 +83,11 @@ def make_trainer(method="prlc", seed=0, state=None, frozen=False, **train):
     entry = get_method(method)
     action = build_action(recipe, "C4" if entry.uses_group else "C1")
     scorer = ViewScorer(action) if entry.scorer else None
+    if entry.prior == "classwise":
+        network = build_scorer(
+            "staged_cnn", action.group, 1, width=4, stages=1, input_size=SIZE, classes=3
+        )
+        scorer = ImageScorer(network, backbone.mean, backbone.std)
     model = Symmetrized(backbone, action, entry.selection, scorer)
     data, validation = upright_images(), upright_images(32, seed=1)
     return Trainer(
@@ -201,6 +209,30 @@ def test_a_frozen_backbone_is_untouched_and_trained_by_the_prior_alone():
     assert result.history[-1]["val_identity_rate"] > 0.95
     vanilla = make_trainer("vanilla", frozen=True)
     assert vanilla.run().history == []
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_class_wise_prior_finds_pose_and_class(frozen):
+    trainer = make_trainer(
+        "prlc_classwise", epochs=20, frozen=frozen, prior_weight=10.0, scorer_lr=2e-2
+    )
+    last = trainer.run().history[-1]
+    assert last["val_identity_rate"] > 0.9
+    assert (last["task_loss"] is None) == frozen
+    images, labels = trainer.validation.images / 255, trainer.validation.labels
+    with torch.no_grad():
+        pairs = trainer.model.scorer.pairs(images)
+        turned = trainer.model.scorer.pairs(torch.rot90(images, 1, (-2, -1)))
+    assert (pairs[:, 0].argmax(1) == labels).float().mean() > 0.8
+    assert torch.allclose(turned, pairs.roll(1, 1), atol=1e-4)
+
+
+def test_the_class_wise_loss_is_the_prior_and_the_class_in_the_true_pose():
+    pairs = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(0))
+    pose, labels = torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([0, 1, 2, 0, 1, 2])
+    in_pose = pairs[torch.arange(6), pose]
+    expected = prior_loss(pairs.logsumexp(2), pose) + F.cross_entropy(in_pose, labels)
+    assert torch.allclose(classwise_prior_loss(pairs, pose, labels), expected)
 
 
 def test_patience_keeps_the_best_epoch():

@@ -75,6 +75,11 @@ class ImageScorer(nn.Module):
     def _normalised(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
 
+    def pairs(self, x: Tensor) -> Tensor:
+        """Logits (B, K, classes) of the pairs of pose and class, of a class-wise network."""
+        pairs: Tensor = self.network.pairs(self._normalised(x))  # type: ignore[operator]
+        return pairs
+
     def contrast(self, x: Tensor) -> Tensor:
         """How alike the network's vectors of different views are (OptC); a scalar."""
         from eqadapt.scorers.plain_cnn import contrast
@@ -161,6 +166,8 @@ def build_model(
     name = options.pop("name")
     if method.network and name != method.network:
         name, options = method.network, {}
+    if method.prior == "classwise":
+        options["classes"] = kind.classes
     network = build_scorer(name, action.group, kind.channels, **options)
     scorer = ImageScorer(network, backbone.mean, backbone.std, method.learns)
     samples = recipe.get("evaluate", {}).get("samples") or method.samples

@@ -18,3 +18,17 @@ def prior_loss(pose_logits: Tensor, target: Tensor) -> Tensor:
         target: (B,) int64 elements, or (B, K) probabilities.
     """
     return F.cross_entropy(pose_logits.float(), target)
+
+
+def classwise_prior_loss(pairs: Tensor, pose: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the logits of all pairs of pose and class against the true pair.
+
+    With a(g) the log-sum-exp over the classes of a(g, y), this is the prior and the cross-entropy
+    of the class in the true pose: -log p(g, y | x) = -log p(g | x) - log p(y | g, x).
+
+    Args:
+        pairs: (B, K, C) logits.
+        pose: (B,) int64 elements.
+        labels: (B,) int64 classes.
+    """
+    return F.cross_entropy(pairs.flatten(1).float(), pose * pairs.shape[2] + labels)

@@ -31,7 +31,8 @@ class Method:
         prior: ``None``, ``"identity"`` (the paper's: cross-entropy to the identity on inputs as
             they are), ``"rotated"`` (on randomly turned inputs, the applied element as target) or
             ``"distilled"`` (on randomly turned inputs, as target the poses on which the backbone
-            errs least, see ``eqadapt.distillation``).
+            errs least, see ``eqadapt.distillation``) or ``"classwise"`` (on randomly turned inputs,
+            the applied element and the image's class as target of a network that scores pairs).
         network: The scorer's network, where the method is bound to one; else the study's.
         learns: Whether the scorer is trained; else it stays as it was drawn.
         contrast: The embeddings of the views are pushed apart (OptC).
@@ -65,7 +66,7 @@ class Method:
     @property
     def turns_inputs(self) -> bool:
         """Whether it is trained on randomly turned images."""
-        return self.rotates_input or self.prior in ("rotated", "distilled")
+        return self.rotates_input or self.prior in ("rotated", "distilled", "classwise")
 
     @property
     def finds_a_pose(self) -> bool:
@@ -182,6 +183,17 @@ register(
         scorer="image",
         selection="argmax",
         prior="rotated",
+    )
+)
+register(
+    Method(
+        name="prlc_classwise",
+        summary="PRLC whose network scores pairs of pose and class, taught both on randomly turned "
+        "images; a pose's score is the log-sum-exp over its classes.",
+        paper="this project",
+        scorer="image",
+        selection="argmax",
+        prior="classwise",
     )
 )
 register(

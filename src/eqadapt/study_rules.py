@@ -450,8 +450,19 @@ def _scorers(config: Mapping[str, Any]) -> Iterator[Fault]:
             yield f"{path}.name", f"unknown scorer {section['name']!r}", ", ".join(SCORERS)
             continue
         options = SCORERS[section["name"]].options
+        if "classes" not in options and _asks_for_classes(config, path):
+            able = [name for name in SCORERS if "classes" in SCORERS[name].options]
+            yield f"{path}.name", f"{section['name']!r} tells no classes", ", ".join(able)
         for key in sorted(set(section) - {"name"} - options):
             yield f"{path}.{key}", f"not an option of {section['name']}", ", ".join(sorted(options))
+
+
+def _asks_for_classes(config: Mapping[str, Any], path: str) -> bool:
+    """Whether a class-wise prior is trained with the scorer section at that path."""
+    asking = [n for n in config["methods"] if n in METHODS and METHODS[n].prior == "classwise"]
+    if path.startswith("methods."):
+        return path.split(".")[1] in asking
+    return any("name" not in config["methods"][name].get("scorer", {}) for name in asking)
 
 
 def _test_time(config: Mapping[str, Any]) -> Iterator[Fault]:

@@ -23,7 +23,7 @@ from eqadapt.adaptation import ImageScorer
 from eqadapt.distillation import moved_targets, pose_targets
 from eqadapt.errors import UserError
 from eqadapt.evaluation import orbit_accuracy
-from eqadapt.losses import prior_loss
+from eqadapt.losses import classwise_prior_loss, prior_loss
 from eqadapt.methods import Method
 from eqadapt.optimizers import build_optimizer
 from eqadapt.scorers.base import PoseScorer
@@ -304,8 +304,7 @@ class Trainer:
         options, method = self.train_options, self.method
         zero = x.new_zeros(())
         if self.prior_only:
-            assert self.model.scorer is not None
-            prior = prior_loss(self.model.scorer(x), target)
+            prior = self._prior_loss(x, None, labels, target)
             return self._prior_weight() * prior + self._contrast(x), [zero, prior.detach(), zero]
         with self._autocast():
             output = self.network(x)
@@ -313,10 +312,26 @@ class Trainer:
         loss = options["task_weight"] * task
         prior = zero
         if method.prior is not None:
-            prior = prior_loss(output.pose_logits, target)
+            prior = self._prior_loss(x, output.pose_logits, labels, target)
             loss = loss + self._prior_weight() * prior
         correct = (output.logits.argmax(dim=1) == labels).sum()
         return loss + self._contrast(x), [task.detach(), prior.detach(), correct]
+
+    def _prior_loss(
+        self, x: Tensor, pose_logits: Tensor | None, labels: Tensor, target: Tensor
+    ) -> Tensor:
+        """The method's prior; ``pose_logits`` where the model has scored ``x`` already.
+
+        A class-wise prior needs more than pose logits, and so a pass of its own.
+        """
+        scorer = self.model.scorer
+        if self.method.prior == "classwise":
+            assert isinstance(scorer, ImageScorer)
+            return classwise_prior_loss(scorer.pairs(x), target, labels)
+        if pose_logits is None:
+            assert scorer is not None
+            pose_logits = scorer(x)
+        return prior_loss(pose_logits, target)
 
     def _prior_weight(self) -> float:
         schedule = self.train_options.get("prior_schedule", "constant")

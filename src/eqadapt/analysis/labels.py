@@ -138,6 +138,15 @@ _LISTED = (
         "so that blur from resampling cannot stand in for the pose.",
     ),
     (
+        "prlc_classwise",
+        "PRLC (class-wise prior)",
+        "#00735c",
+        "<",
+        "dashed",
+        "PRLC whose equivariant network scores pairs of pose and class and is taught both on "
+        "randomly turned images; what it says of the classes is summed out.",
+    ),
+    (
         "optc",
         "OptC",
         "#d55e00",

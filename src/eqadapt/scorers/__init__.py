@@ -49,8 +49,15 @@ _GROUP_CNN = _COMMON | {
     "stride",
     "pool",
     "momentum",
+    "classes",
 }
-_STAGED_CNN = (_COMMON - {"form"}) | {"width", "stages", "resize", "momentum"}
+_STAGED_CNN = (_COMMON - {"form"}) | {
+    "width",
+    "stages",
+    "resize",
+    "momentum",
+    "classes",
+}
 _PLAIN_NETWORK = (_COMMON - {"kernel_size"}) | {
     "model",
     "pretrained",

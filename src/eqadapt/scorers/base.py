@@ -57,6 +57,28 @@ class PoseScorer(nn.Module):
         """
         return self._computed(x, self.score).float()
 
+    def pairs(self, x: Tensor) -> Tensor:
+        """Logits (B, K, classes) of the pairs of pose and class; ``forward`` is their log-sum-exp.
+
+        Raises:
+            UserError: It scores poses alone.
+        """
+        if not self.classwise:
+            raise UserError(
+                "this scorer tells no classes",
+                fix="a scorer built with `classes`: staged_cnn, ...",
+            )
+        return self._computed(x, self.score_pairs).float()
+
+    @property
+    def classwise(self) -> bool:
+        """Whether it scores pairs of pose and class."""
+        return False
+
+    def score_pairs(self, views: Tensor) -> Tensor:
+        """Logits of the pairs of prepared images."""
+        raise NotImplementedError
+
     def _computed(self, x: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
         """``network`` of the prepared images, in the precision that is due."""
         check_images(x, self.in_channels)
@@ -96,6 +118,9 @@ def settle(scorer: str, forms: dict[str, dict[str, Any]], form: str, given: dict
         value = settings.get(key, 1)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"scorer {scorer!r}: {key} is {value!r}", fix="a positive integer")
+    classes = settings.get("classes")
+    if classes is not None and (not isinstance(classes, int) or classes < 2):
+        raise UserError(f"scorer {scorer!r}: classes is {classes!r}", fix="2 or more")
     for key in ("kernel_size", "stem_kernel_size", "head_kernel_size"):
         value = settings.get(key)
         if value is None or (key == "head_kernel_size" and value == "full"):

@@ -15,7 +15,7 @@ from torch import nn
 from eqadapt.errors import UserError
 from eqadapt.groups import CyclicGroup
 from eqadapt.scorers.base import Prepare, new_scale, settle
-from eqadapt.scorers.layers import FieldNorm, PooledConv, RegularConv
+from eqadapt.scorers.layers import FieldNorm, RegularConv, pooled_head
 from eqadapt.scorers.regular import RegularScorer, first_stride, head_kernel, map_side
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -33,6 +33,7 @@ FORMS: dict[str, dict[str, Any]] = {
         "momentum": 0.1,
         "dropout": 0.0,
         "logit_scale": 10.0,
+        "classes": None,
         "bias": False,
         "pooled_fields": 1,
     },
@@ -50,6 +51,7 @@ FORMS: dict[str, dict[str, Any]] = {
         "momentum": 0.9,
         "dropout": 0.5,
         "logit_scale": 0.0,
+        "classes": None,
         "bias": True,
         "pooled_fields": None,  # as many as width
     },
@@ -80,6 +82,7 @@ class GroupCNN(RegularScorer):
         momentum: Of the batch norm; 0.9 keeps 90 % of the last batch.
         dropout: Rate; single channels are dropped, which breaks the law in training.
         logit_scale: Initial value of the learnt factor of the logits, kept in [0, 50]; 0 for none.
+        classes: Score pairs of pose and that many classes; the pose's score is their log-sum-exp.
 
     Raises:
         UserError: Unknown form, or sizes that do not fit.
@@ -104,6 +107,7 @@ class GroupCNN(RegularScorer):
         momentum: float | None = None,
         dropout: float | None = None,
         logit_scale: float | None = None,
+        classes: int | None = None,
     ) -> None:
         super().__init__(group, in_channels)
         given = {k: v for k, v in locals().items() if k in FORMS["corrected"]}
@@ -135,7 +139,8 @@ class GroupCNN(RegularScorer):
             if s["dropout"]:
                 body.append(nn.Dropout(s["dropout"]))
         self.body = nn.Sequential(*body)
-        self.head = PooledConv(
+        self.head = pooled_head(
+            s["classes"],
             order,
             fields,
             side,

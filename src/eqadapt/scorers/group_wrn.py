@@ -15,7 +15,7 @@ from torch import nn
 from eqadapt.errors import UserError
 from eqadapt.groups import CyclicGroup
 from eqadapt.scorers.base import Prepare, new_scale, settle
-from eqadapt.scorers.layers import Crop, FieldNorm, PooledConv, RegularConv, Residual
+from eqadapt.scorers.layers import Crop, FieldNorm, RegularConv, Residual, pooled_head
 from eqadapt.scorers.regular import RegularScorer, first_stride, head_kernel, map_side
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -32,6 +32,7 @@ FORMS: dict[str, dict[str, Any]] = {
         "mask_input": True,
         "momentum": 0.1,
         "logit_scale": 10.0,
+        "classes": None,
     },
     "reference": {
         "width": 64,
@@ -46,6 +47,7 @@ FORMS: dict[str, dict[str, Any]] = {
         "mask_input": False,
         "momentum": 0.9,
         "logit_scale": 0.0,
+        "classes": None,
     },
 }
 
@@ -71,6 +73,7 @@ class GroupWideResNet(RegularScorer):
         mask_input: Mask the corners of the input.
         momentum: Of the batch norm.
         logit_scale: Initial value of the learnt factor of the logits; 0 for none.
+        classes: Score pairs of pose and that many classes; the pose's score is their log-sum-exp.
 
     Raises:
         UserError: Unknown form, or sizes that do not fit.
@@ -94,6 +97,7 @@ class GroupWideResNet(RegularScorer):
         mask_input: bool | None = None,
         momentum: float | None = None,
         logit_scale: float | None = None,
+        classes: int | None = None,
     ) -> None:
         super().__init__(group, in_channels)
         given = {k: v for k, v in locals().items() if k in FORMS["corrected"]}
@@ -127,7 +131,8 @@ class GroupWideResNet(RegularScorer):
         build = _reference_blocks if reference else _valid_blocks
         tail = build(order, stages, kernel, s["blocks"], s["momentum"])
         self.body = nn.Sequential(lift, *tail)
-        self.head = PooledConv(
+        self.head = pooled_head(
+            s["classes"],
             order,
             stages[2],
             side,

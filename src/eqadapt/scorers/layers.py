@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -222,7 +223,7 @@ class WindowProduct(nn.Module):
     Args:
         windows: (H * H, k * k), or None.
         matrix: (n, C * k * k).
-        bias: One number for all n, or None.
+        bias: One number for all n, or one each; or None.
     """
 
     windows: Tensor | None
@@ -294,7 +295,94 @@ class PooledConv(nn.Module):
         values = product(x, self.windows, self.matrix())
         return values if self.conv.bias is None else values + self.conv.bias.mean()
 
-    def plain(self, scale: float = 1.0) -> WindowProduct:
+    def plain(self, scale: float = 1.0) -> nn.Module:
         """The same layer times ``scale``, with its matrix fixed."""
         bias = None if self.conv.bias is None else self.conv.bias.detach().mean() * scale
         return WindowProduct(self.windows, self.matrix().detach() * scale, bias)
+
+
+class ClasswisePooledConv(PooledConv):
+    """The last layer with one score for each pair of pose and class: to (B, n, classes).
+
+    Args:
+        order: n of C_n.
+        in_fields: Regular fields of the input.
+        size: Side of the input map in pixels.
+        kernel_size: Side of the filters.
+        pool: As of ``PooledConv``.
+        classes: How many classes.
+        pixels: As of ``RegularConv``.
+    """
+
+    def __init__(
+        self,
+        order: int,
+        in_fields: int,
+        size: int,
+        kernel_size: int,
+        pool: str,
+        classes: int,
+        pixels: bool = False,
+    ) -> None:
+        shape = (order, in_fields, size, kernel_size, pool)
+        super().__init__(*shape, out_fields=classes, bias=True, pixels=pixels)
+
+    def matrix(self) -> Tensor:
+        """The product's matrix (classes * n, in_fields * n * k * k), less what all rows share."""
+        matrix = self.conv.filters().flatten(1)
+        return matrix - matrix.mean(dim=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_fields * n, size, size) to (B, n, classes)."""
+        product = window_product if self.training else precise_window_product
+        values = product(x, self.windows, self.matrix()) + self._biases()
+        return values.unflatten(1, (self.conv.out_fields, -1)).transpose(1, 2)
+
+    def _biases(self) -> Tensor:
+        """One number a class, for each of its poses; (classes * n,)."""
+        biases = self.conv.channel_bias()
+        assert biases is not None
+        return biases
+
+    def plain(self, scale: float = 1.0) -> nn.Module:
+        """The log-sum-exp over classes of the same layer times ``scale``, with its matrix fixed."""
+        bias = self._biases().detach() * scale
+        product = WindowProduct(self.windows, self.matrix().detach() * scale, bias)
+        return nn.Sequential(product, OverClasses(self.conv.out_fields))
+
+
+class OverClasses(nn.Module):
+    """The log-sum-exp over classes: (B, classes * n) to (B, n).
+
+    Args:
+        classes: How many classes.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One score a pose."""
+        return x.unflatten(1, (self.classes, -1)).logsumexp(dim=1)
+
+
+def pooled_head(
+    classes: int | None,
+    order: int,
+    in_fields: int,
+    size: int,
+    kernel_size: int,
+    pool: str,
+    *,
+    pixels: bool = False,
+    **options: Any,
+) -> PooledConv:
+    """The last layer of a scorer: class-wise where ``classes`` is given, else ``PooledConv``.
+
+    Options beyond ``pixels`` say how scores of poses alone are made.
+    """
+    shape = (order, in_fields, size, kernel_size, pool)
+    if classes is None:
+        return PooledConv(*shape, pixels=pixels, **options)
+    return ClasswisePooledConv(*shape, classes, pixels)

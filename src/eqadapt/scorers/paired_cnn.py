@@ -90,7 +90,7 @@ class TurnedCopies(nn.Module):
 
 
 class Interleave(nn.Module):
-    """Scores (T * B, 4) of turned copies to logits (B, 4 T): element m q + t from copy t."""
+    """Scores (T * B, 4, ...) of turned copies to (B, 4 T, ...): element m q + t from copy t."""
 
     def __init__(self, copies: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Interleave(nn.Module):
 
     def forward(self, scores: Tensor) -> Tensor:
         """Reordered, nothing else."""
-        return scores.unflatten(0, (self.copies, -1)).permute(1, 2, 0).flatten(1)
+        return scores.unflatten(0, (self.copies, -1)).movedim(0, 2).flatten(1, 2)
 
 
 class PairedCNN(PoseScorer):
@@ -152,6 +152,15 @@ class PairedCNN(PoseScorer):
     def score(self, views: Tensor) -> Tensor:
         """Pose logits (B, 4 m) of turned copies (m * B, C, size, size)."""
         return self.interleave(self.inner.score(views))
+
+    def score_pairs(self, views: Tensor) -> Tensor:
+        """Logits (B, 4 m, classes) of the pairs, where the inner network is class-wise."""
+        return self.interleave(self.inner.score_pairs(views))
+
+    @property
+    def classwise(self) -> bool:
+        """Whether the inner network scores pairs of pose and class."""
+        return self.inner.classwise
 
     def export(self) -> nn.Sequential:
         """Turned copies, plain convolutions, one linear layer, reordered."""

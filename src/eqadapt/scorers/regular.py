@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from eqadapt.errors import UserError
 from eqadapt.scorers.base import MAX_LOGIT_SCALE, PoseScorer, scaled
-from eqadapt.scorers.layers import PooledConv, plain_layers
+from eqadapt.scorers.layers import ClasswisePooledConv, PooledConv, plain_layers
 
 STRIDE_FROM = 41  # inputs at least this large are halved by the first layer
 LARGEST_FULL_KERNEL = 15  # the basis grows with the fourth power: 42 MB for C8 at 15
@@ -65,7 +66,17 @@ class RegularScorer(PoseScorer):
 
     def score(self, views: Tensor) -> Tensor:
         """Pose logits (B, n) of prepared images (B, C, size, size)."""
+        scores = self.score_pairs(views)
+        return torch.logsumexp(scores, dim=2) if self.classwise else scores
+
+    def score_pairs(self, views: Tensor) -> Tensor:
+        """What the head says: (B, n, classes) where it is class-wise, else (B, n)."""
         return scaled(self.head(self.body(views)), self.logit_scale)
+
+    @property
+    def classwise(self) -> bool:
+        """Whether each pair of pose and class has a score of its own."""
+        return isinstance(self.head, ClasswisePooledConv)
 
     def plain_network(self) -> nn.Sequential:
         """Prepared images to logits, in plain layers for evaluation."""

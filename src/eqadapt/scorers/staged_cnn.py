@@ -14,7 +14,7 @@ from torch import nn
 from eqadapt.errors import UserError
 from eqadapt.groups import CyclicGroup
 from eqadapt.scorers.base import Prepare, new_scale, settle
-from eqadapt.scorers.layers import FieldNorm, PooledConv, RegularConv
+from eqadapt.scorers.layers import FieldNorm, RegularConv, pooled_head
 from eqadapt.scorers.regular import RegularScorer
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -28,6 +28,7 @@ FORMS: dict[str, dict[str, Any]] = {
         "mask_input": True,
         "momentum": 0.1,
         "logit_scale": 0.0,
+        "classes": None,
     }
 }
 RESIZES = ("antialias", "sample")
@@ -53,6 +54,7 @@ class StagedCNN(RegularScorer):
         mask_input: Mask the corners of the input.
         momentum: Of the batch norm.
         logit_scale: Initial value of a learnt factor of the logits; 0 for none.
+        classes: Score pairs of pose and that many classes; the pose's score is their log-sum-exp.
 
     Raises:
         UserError: Another group, or sizes that do not fit.
@@ -72,6 +74,7 @@ class StagedCNN(RegularScorer):
         mask_input: bool | None = None,
         momentum: float | None = None,
         logit_scale: float | None = None,
+        classes: int | None = None,
     ) -> None:
         super().__init__(group, in_channels)
         given = {k: v for k, v in locals().items() if k in FORMS[""]}
@@ -90,7 +93,7 @@ class StagedCNN(RegularScorer):
             body += layer(fields if stage else fields // 2, fields, 4, stride=2, padding=1)
             body += layer(fields, fields, kernel, padding=kernel // 2)
         self.body = nn.Sequential(*body)
-        self.head = PooledConv(order, fields, side, side, "square", pixels=True)
+        self.head = pooled_head(s["classes"], order, fields, side, side, "square", pixels=True)
         self.logit_scale = new_scale(s["logit_scale"])
 
 

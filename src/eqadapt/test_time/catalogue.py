@@ -122,6 +122,7 @@ for _name in (
     "lc",
     "prlc",
     "prlc_rotated",
+    "prlc_classwise",
     "distil_prior",
     "optc",
     "optc_noprior",
