@@ -170,6 +170,18 @@ def test_a_second_run_finds_the_caches(ran, capsys):
 
 
 @pytest.mark.slow
+def test_poses_are_scored_once(ran, capsys):
+    folder = ran / "orbits" / "poses"
+    missing = folder / "digits-resnet_small-frozen-prlc_rotated-C4-seed1-test.safetensors"
+    assert len(list(folder.glob("*.safetensors"))) == 8  # groups, seeds, splits
+    before = missing.read_bytes()
+    missing.unlink()
+    assert run(ran, "methods", "--poses") == 0
+    assert capsys.readouterr().out.count("pose logits of") == 1
+    assert missing.read_bytes() == before
+
+
+@pytest.mark.slow
 def test_the_same_predictions_again_to_the_byte(ran):
     path = ran / "results/predictions/digits-resnet_small-frozen-features_prior-C8-seed1.parquet"
     before = path.read_bytes()

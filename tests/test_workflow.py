@@ -117,6 +117,9 @@ def test_every_study_lints_and_plans_each_of_its_runs(plans, path):
     test_time = study.config["test_time"] is not None
     assert predicts == (0 if test_time else processes(runs))
     assert by_cell == (cells if test_time else 0)
+    shared = study.shared_canonicalizers is not None
+    scored = cells // (len(study.config["backbones"]) if shared else 1)
+    assert jobs.get("poses", 0) == (scored if test_time else 0)
     pretrained = [b for b in study.config["backbones"].values() if b["weights"] == "pretrain"]
     assert jobs.get("pretrain", 0) == len(pretrained) * len(datasets)
     preparations = {study.preparation(name) for name in datasets}

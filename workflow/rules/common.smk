@@ -55,6 +55,7 @@ PREDICTIONS = f"{RESULTS}/predictions/{RUN}.parquet"
 GALLERY = f"{RESULTS}/galleries/{RUN}.safetensors"
 PRETRAINED = f"{RESULTS}/pretrained/{{dataset}}-{{backbone}}.safetensors"
 ORBITS = f"data/orbits/{STUDY.name}/{{dataset}}-{{backbone}}-{{group}}-{{split}}.safetensors"
+POSES = f"data/orbits/{STUDY.name}/poses/{RUN}-{{split}}.safetensors"
 TRANSFER = f"{RESULTS}/{outputs.TRANSFER}"
 STUDY_YAML = f"{RESULTS}/study.yaml"
 
@@ -221,6 +222,15 @@ def canonicalizers(cell):
     seeds = STUDY.config["seeds"]
     return [
         PLAN.canonicalizer_run(cell, m, seed) for m in STUDY.config["methods"] for seed in seeds
+    ]
+
+
+def pose_files(cell):
+    """What those canonicalizers say of the images that methods are selected and tested on."""
+    return [
+        POSES.format(**run.as_dict(), split=split)
+        for run in canonicalizers(cell)
+        for split in ("validation", "test")
     ]
 
 

@@ -1,6 +1,7 @@
 """Frozen backbones to predictions of test-time methods, by way of one cache of their outputs.
 
 data/prepared/{dataset} -> data/orbits/<study>/{dataset}-{backbone}-{group}-{split}.safetensors
+    (canonicalizers' scores: data/orbits/<study>/poses/<run>-{split}.safetensors)
     -> results/<study>/predictions/<run>.parquet, runs/<run>/run.json, temperatures/*.parquet
     -> results/<study>/latency.csv
 """
@@ -35,6 +36,42 @@ rule orbits:
         " {params.flags} 2>&1 | tee {log}"
 
 
+# One job a group, also where several backbones share the canonicalizers.
+rule poses:
+    input:
+        data=prepared_splits,
+        canonicalizers=lambda w: run_files(canonicalizers(w), CHECKPOINT),
+    output:
+        poses=expand(
+            POSES,
+            regime="frozen",
+            method=STUDY.config["methods"],
+            seed=STUDY.config["seeds"],
+            split=SPLITS[1:],
+            allow_missing=True,
+        ),
+    log:
+        f"{LOGS}/poses/{{dataset}}-{{backbone}}-{{group}}.log",
+    benchmark:
+        f"{LOGS}/poses/{{dataset}}-{{backbone}}-{{group}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: JOBS["threads"]
+    resources:
+        gpu=JOBS["gpu"],
+        mem_mb=JOBS["mem_mb"],
+        runtime=JOBS["runtime"],
+    params:
+        images=digest_of([PLAN.settings["images"], study_digest("test_time.mirrored")]),
+        flags=as_flags,
+        code=code_id("eqadapt.commands.methods"),
+    message:
+        "score the poses of {wildcards}"
+    shell:
+        'python -m eqadapt methods --poses --study "$STUDY" --results "$RESULTS"'
+        ' --scratch "$SCRATCH" {params.flags} 2>&1 | tee {log}'
+
+
 # One rule a cell: what a cell leaves depends on it, because what has no group is kept once.
 for cell in PLAN.cells():
 
@@ -45,6 +82,7 @@ for cell in PLAN.cells():
             data=prepared_splits(cell),
             caches=expand(ORBITS, split=SPLITS, **vars(cell)),
             canonicalizers=run_files(canonicalizers(cell), CHECKPOINT, RECORD),
+            poses=pose_files(cell),
             settings=PLAN.settings.files,
         output:
             predictions=run_files(PLAN.runs(cell), PREDICTIONS),

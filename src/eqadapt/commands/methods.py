@@ -17,6 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
     add_test_time_arguments(parser)
     parser.add_argument(
+        "--poses",
+        action="store_true",
+        help="only score the poses of the cached images with the study's canonicalizers",
+    )
+    parser.add_argument(
         "--latency",
         action="store_true",
         help="only time the methods that have been run, on a batch of test images",
@@ -30,7 +35,10 @@ def run(args: argparse.Namespace) -> None:
         _latency(args, runner)
         return
     for cell in runner.plan.cells(args.dataset, args.backbone, args.group):
-        runner.run_cell(cell)
+        if args.poses:
+            runner.compute_poses(cell)
+        else:
+            runner.run_cell(cell)
 
 
 def _latency(args: argparse.Namespace, runner: TestTimeRunner) -> None:

@@ -162,6 +162,13 @@ class TestTimeRunner:
 
     # --- canonicalizers -------------------------------------------------------------------------
 
+    def compute_poses(self, cell: Cell) -> None:
+        """Write the pose logits that a cell's methods are selected and tested with."""
+        for method in self.study.config["methods"]:
+            for seed in self.study.config["seeds"]:
+                for split in SPLITS[1:]:
+                    self.pose_logits(cell, method, split, seed)
+
     def pose_logits(self, cell: Cell, method: str, split: str, seed: int) -> NDArray[np.float32]:
         """A canonicalizer's scores (N, J, K) of the cached inputs, computed once and kept."""
         run = self.plan.canonicalizer_run(cell, method, seed)
