@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from eqadapt.errors import UserError
@@ -67,7 +66,7 @@ class RegularScorer(PoseScorer):
     def score(self, views: Tensor) -> Tensor:
         """Pose logits (B, n) of prepared images (B, C, size, size)."""
         scores = self.score_pairs(views)
-        return torch.logsumexp(scores, dim=2) if self.classwise else scores
+        return scores.logsumexp(dim=2) if self.classwise else scores
 
     def score_pairs(self, views: Tensor) -> Tensor:
         """What the head says: (B, n, classes) where it is class-wise, else (B, n)."""
