@@ -87,7 +87,7 @@ register(
             Check(_acc("prlc"), _avg("prlc"), "at_most", CLOSED),
         ),
         datasets=("cifar10",),
-        variants=("prlc_rotated",),
+        variants=("prlc_rotated", "prlc_classwise"),
     )
 )
 register(
@@ -104,7 +104,7 @@ register(
             Check(_acc("prlc"), _acc("lc"), "ahead"),
         ),
         datasets=("cifar10", "cifar100"),
-        variants=("prlc_rotated",),
+        variants=("prlc_rotated", "prlc_classwise"),
     )
 )
 register(
@@ -119,7 +119,7 @@ register(
         ),
         group="C4",
         regimes=("joint", "frozen"),
-        variants=("prlc_rotated",),
+        variants=("prlc_rotated", "prlc_classwise"),
     )
 )
 
@@ -133,7 +133,7 @@ register(
         checks=(Check(_avg("optc"), _avg("prlc"), "at_least", -CLOSED),),
         datasets=("cifar10", "cifar100", "stl10"),
         regimes=("joint", "frozen"),
-        variants=("prlc_rotated",),
+        variants=("prlc_rotated", "prlc_classwise"),
     )
 )
 register(
@@ -199,7 +199,7 @@ register(
         "those of instance segmentation.)",
         source="mondal2023",
         regimes=("joint", "frozen"),
-        variants=("prlc_rotated",),
+        variants=("prlc_rotated", "prlc_classwise"),
         by_size=True,
     )
 )
