@@ -338,7 +338,10 @@ def test_mistakes_are_named_before_work_starts(change, said):
 def test_the_study_of_the_relatives_holds_them_all():
     study = load_study(REPOSITORY / "config" / "relatives.yaml")
     methods = set(study.config["methods"])
-    twins = re.compile(r"optc_(resnet|wrn).*|top_[34]|equizero_ste|moment_frame|optimised")
+    # the class-wise prior's study is that of frozen networks
+    twins = re.compile(
+        r"optc_(resnet|wrn).*|top_[34]|equizero_ste|moment_frame|optimised|prlc_classwise"
+    )
     assert set(METHODS) - methods <= {name for name in METHODS if twins.fullmatch(name)}
     assert {run.group for run in study.runs()} == {"C1", "C4", "C8"}
 

@@ -141,7 +141,7 @@ _LISTED = (
         "prlc_classwise",
         "PRLC (class-wise prior)",
         "#00735c",
-        "<",
+        "v",
         "dashed",
         "PRLC whose equivariant network scores pairs of pose and class and is taught both on "
         "randomly turned images; what it says of the classes is summed out.",
