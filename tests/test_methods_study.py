@@ -17,6 +17,7 @@ from eqadapt.analysis.predictions import load_predictions
 from eqadapt.errors import UserError
 from eqadapt.study import load_study
 from eqadapt.test_time import METHODS
+from eqadapt.test_time.plan import load_plan
 from eqadapt.test_time.settings import load_settings
 
 PUBLISHED = Path(__file__).parents[1] / "config" / "published.yaml"
@@ -27,7 +28,7 @@ STUDY = {
     "datasets": {"digits": {"limit_train": 200, "limit_test": 40}},
     "backbones": {"resnet_small": {"weights": "pretrain"}},
     "groups": ["C4", "C8"],
-    "methods": ["prlc_rotated"],
+    "methods": ["prlc_rotated", "prlc_classwise"],
     "regimes": ["frozen"],
     "seeds": [0, 1],
     "image": {"size": 33, "backbone_size": 11, "interpolation": "bicubic"},
@@ -42,9 +43,11 @@ SETTINGS = {
     "bank": 30,
     "trials": 2,
     "temperatures": [0.5, 2.0],
+    "canonicalizer": "prlc_classwise",
 }
 NAMES = ("vanilla", "oracle", "equitune", "boltzmann", "ood_knn", "ood_knn_gated", "its_paper")
 NAMES += ("ac_max", "prlc_rotated", "posterior", "posterior_top_2", "features_prior", "lc")
+NAMES += ("posterior_classes", "oracle_classes")
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,7 @@ def test_every_method_leaves_predictions_of_the_agreed_form(ran):
     assert len(found["vanilla"]) == 1  # the finest group's poses hold the others'
     assert len(found["equitune"]) == 2  # a file a group
     assert len(found["posterior"]) == len(found["features_prior"]) == 4  # and a seed
+    assert len(found["posterior_classes"]) == len(found["oracle_classes"]) == 4
     for predictions in found["posterior_top_2"]:
         assert predictions.meta["backbone_passes"] == 2
     record = json.loads(
@@ -105,6 +109,21 @@ def test_every_method_leaves_predictions_of_the_agreed_form(ran):
         record["hyperparameters"]["temperature"]
         in yaml.safe_load((SHIPPED / "boltzmann.yaml").read_text())["grid"]["temperature"]
     )
+
+
+def test_methods_are_left_out_without_the_canonicalizer_they_need(tmp_path):
+    for name in ("vanilla", "prlc_mean", "posterior_classes", "features_prior"):
+        text = (SHIPPED / f"{name}.yaml").read_text()
+        (tmp_path / f"{name}.yaml").write_text(text)
+    for canonicalizer, missing in (
+        ("prlc_classwise", []),
+        ("prlc_rotated", ["posterior_classes"]),  # it tells no classes
+        ("prlc", ["prlc_mean", "posterior_classes"]),  # not trained
+    ):
+        settings = {**SETTINGS, "canonicalizer": canonicalizer}
+        (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+        study = load_study({**STUDY, "test_time": {"folder": str(tmp_path)}})
+        assert load_plan(study).left_out == missing
 
 
 def analyse(ran: Path, *verbs: str) -> Path:
@@ -172,8 +191,10 @@ def test_a_second_run_finds_the_caches(ran, capsys):
 @pytest.mark.slow
 def test_poses_are_scored_once(ran, capsys):
     folder = ran / "orbits" / "poses"
-    missing = folder / "digits-resnet_small-frozen-prlc_rotated-C4-seed1-test.safetensors"
-    assert len(list(folder.glob("*.safetensors"))) == 8  # groups, seeds, splits
+    missing = folder / "digits-resnet_small-frozen-prlc_classwise-C4-seed1-test.safetensors"
+    assert run(ran, "methods", "--poses") == 0
+    assert len(list(folder.glob("*.safetensors"))) == 16  # methods, groups, seeds, splits
+    capsys.readouterr()
     before = missing.read_bytes()
     missing.unlink()
     assert run(ran, "methods", "--poses") == 0

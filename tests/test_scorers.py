@@ -505,6 +505,7 @@ def test_class_wise_scores_turn_with_the_input_and_sum_to_those_of_poses(name):
         assert pairs.shape == (48, group.order, 5)
         assert torch.allclose(pairs.logsumexp(2), scores, atol=1e-5)
         assert torch.allclose(scorer.export()(x), scores, atol=2e-5)
+        assert torch.allclose(scorer.export_pairs()(x), pairs, atol=2e-5)
         turned = scorer.pairs(torch.rot90(x, 1, (-2, -1)))
     assert torch.allclose(turned, pairs.roll(group.order // 4, 1), atol=2e-5)
     assert (pairs - pairs.mean(2, keepdim=True)).std(0).min() > 1e-3  # it does tell classes
@@ -514,7 +515,10 @@ def test_class_wise_scores_turn_with_the_input_and_sum_to_those_of_poses(name):
 
 
 def test_class_wise_needs_a_network_that_tells_classes():
+    silent = build_scorer("staged_cnn", C4, 3, width=4)
     with pytest.raises(UserError, match="tells no classes"):
-        build_scorer("staged_cnn", C4, 3, width=4).pairs(smooth_images(1, 32))
+        silent.pairs(smooth_images(1, 32))
+    with pytest.raises(UserError, match="tells no classes"):
+        silent.export_pairs()
     with pytest.raises(UserError, match="classes is 1"):
         build_scorer("staged_cnn", C4, 3, width=4, classes=1)

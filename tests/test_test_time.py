@@ -35,9 +35,10 @@ def orbits(order: int, count: int = N, seed: int = 0) -> Orbits:
 
 
 def poses(order: int, split: str, seed: int) -> np.ndarray:
+    """Of a class-wise canonicalizer: logits of the pairs of pose and class."""
     generator = np.random.default_rng([seed, len(split)])
     cosets = 1 if order <= 4 else order // 4
-    return generator.normal(size=(N, cosets, order)).astype(np.float32) * 2
+    return generator.normal(size=(N, cosets, order, C)).astype(np.float32) * 2
 
 
 def bench(order: int) -> Bench:
@@ -139,6 +140,46 @@ def test_posterior_with_flat_evidence_is_the_canonicalizer():
     np.testing.assert_allclose(mean.log_probabilities, weighted.log_probabilities, atol=1e-9)
 
 
+def test_posterior_over_pairs_without_a_vote_is_the_posterior_over_poses():
+    weights = {"prior_weight": 0.5, "evidence_weight": 2.0}
+    mute = decide(METHODS["posterior_classes"], views(8), {**weights, "class_weight": 0.0})
+    mean = decide(METHODS["posterior_features_mean"], views(8), weights)
+    np.testing.assert_allclose(mute.log_probabilities, mean.log_probabilities, atol=1e-9)
+    told = decide(METHODS["oracle_classes"], views(8), {"class_weight": 0.0}, pose=0)
+    oracle = decide(METHODS["oracle"], views(8), pose=0)
+    np.testing.assert_allclose(told.log_probabilities, oracle.log_probabilities, atol=1e-12)
+
+
+def test_posterior_over_pairs_is_bayes_rule_written_out():
+    values = views(4)
+    found = decide(METHODS["posterior_classes"], values)
+    pairs = np.exp(np.asarray(values._pose_logits, np.float64))
+    joint = pairs * np.exp(log_softmax(values._logits)) * np.exp(values._scores)[..., None]
+    expected = joint.sum(axis=1) / joint.sum(axis=(1, 2))[:, None]
+    np.testing.assert_allclose(np.exp(found.log_probabilities), expected, rtol=1e-9)
+
+
+def test_a_sure_canonicalizer_leaves_the_product_of_two_classifiers():
+    values = views(4)
+    values._pose_logits[:, 2] += 500.0
+    found = decide(METHODS["posterior_classes"], values)
+    told = decide(METHODS["oracle_classes"], values, pose=2)
+    np.testing.assert_allclose(found.log_probabilities, told.log_probabilities, atol=1e-9)
+    second = log_softmax(values._pose_logits[:, 2])
+    expected = log_softmax(log_softmax(values._logits[:, 2]) + second)
+    np.testing.assert_allclose(told.log_probabilities, expected, atol=1e-9)
+
+
+def test_a_canonicalizer_without_classes_has_no_vote():
+    silent = Views(orbits(4).logits[:, 0], np.zeros((N, 4)), np.zeros((N, 4)))
+    with pytest.raises(UserError, match="tells classes"):
+        decide(METHODS["posterior_classes"], silent)
+    for wrong in ({"prior": False}, {"selection": "argmax"}):
+        options = {"selection": "mean", "prior": True, "votes": True, **wrong}
+        with pytest.raises(UserError, match="vote on the class"):
+            TestTimeMethod("new", "A vote.", "none", **options)
+
+
 def test_top_1_is_the_canonicalizer():
     prlc = decide(METHODS["prlc"], views(8))
     for name in ("top_2", "posterior_top_2", "posterior_features_top_3"):
@@ -224,7 +265,7 @@ def test_quarter_turns_change_no_bit_unless_the_method_says_so(name, order):
             assert same
             assert predicted
             assert chosen
-        elif name == "oracle":
+        elif method.selection == "true_pose":
             assert same
         else:
             assert not same
@@ -236,6 +277,8 @@ def test_departures_are_named():
     assert found["ac_max"] == ("class_axis",)
     assert found["equitune_probabilities"] == ("output_space",)
     assert found["its_paper"] == ("view_order",)
+    assert found["posterior_classes"] == ("output_space", "second_classifier")
+    assert found["oracle_classes"] == ("true_pose", "second_classifier")
     assert found["its_paper_gated"] == ("gate", "view_order")
     assert METHODS["boltzmann"].departures({"space": "logits"}) == ()
     for name in SEARCHES:
@@ -266,6 +309,9 @@ def test_sums_do_not_mind_the_order_of_the_views():
         ("top_3", 3),
         ("posterior_top_2", 2),
         ("posterior_features_top_3", 3),
+        ("posterior_classes_top_2", 2),
+        ("oracle_classes", 1),
+        ("posterior_classes", 8),
         ("posterior", 8),
         ("prlc_mean", 8),
         ("equitune", 8),
@@ -309,11 +355,12 @@ def test_evidence_of_all_views_is_refused_where_some_are_read():
 
 
 class Scorer(torch.nn.Module):
-    """Pose logits that turn with the image: four corners' brightness."""
+    """Logits of pairs that turn with the image: brightness of five patches at each corner."""
 
     def forward(self, x):
         turned = [torch.rot90(x, -k, (-2, -1)) for k in range(4)]
-        return torch.stack([50 * t[..., :6, :6].mean(dim=(1, 2, 3)) for t in turned], dim=1)
+        patches = [[t[..., c : c + 6, :6].mean(dim=(1, 2, 3)) for c in range(C)] for t in turned]
+        return 50 * torch.stack([torch.stack(of_pose, dim=1) for of_pose in patches], dim=1)
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +376,7 @@ def live():
 @pytest.mark.parametrize(
     "name",
     ["vanilla", "equitune", "equizero", "prlc", "top_2", "posterior", "posterior_top_2", "ac_max"]
-    + ["ood_energy_gated", "its_circular", "boltzmann"],
+    + ["ood_energy_gated", "its_circular", "boltzmann", "oracle_classes"],
 )
 def test_a_running_backbone_gives_the_same_in_the_passes_claimed(name, live, tmp_path):
     backbone, action, pipeline, images = live
@@ -348,7 +395,7 @@ def test_a_running_backbone_gives_the_same_in_the_passes_claimed(name, live, tmp
     outputs = Outputs(backbone)
     with PassCounter(outputs) as counter:
         views = LiveViews(outputs, action, x, evidence, Scorer() if method.prior else None)
-        found = decide(method, views, threshold=threshold)
+        found = decide(method, views, threshold=threshold, pose=0)
     assert counter.images == expected.passes.sum() == found.passes.sum()
     np.testing.assert_array_equal(found.prediction, expected.prediction)
     np.testing.assert_array_equal(found.chosen, expected.chosen)
@@ -363,7 +410,7 @@ def test_a_symmetric_image_has_one_output_in_every_pose(name):
     method, cell = METHODS[name], bench(8)
     test = cell.orbits["test"]
     test.logits[:, :, 4:], test.features[:, :, 4:] = test.logits[:, :, :4], test.features[:, :, :4]
-    halved = {s: np.concatenate([poses(8, s, 0)[..., :4]] * 2, axis=-1) for s in ("test",)}
+    halved = {s: np.concatenate([poses(8, s, 0)[:, :, :4]] * 2, axis=2) for s in ("test",)}
     cell.pose_logits = lambda _m, split, _seed: halved[split]
     decisions = cell.decide(method, options(method), "test", poses=[0, 2, 4, 6])
     for other in decisions[1:]:

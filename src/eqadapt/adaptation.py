@@ -47,7 +47,8 @@ class ImageScorer(nn.Module):
     """A pose scorer that takes images in [0, 1]: it normalises them first.
 
     Args:
-        network: Maps normalised images (B, C, H, H) to pose logits (B, K).
+        network: Maps normalised images (B, C, H, H) to pose logits (B, K), or, of an exported
+            class-wise one, to those of the pairs of pose and class (B, K, classes).
         mean: Per-channel mean.
         std: Per-channel standard deviation.
         learns: Whether it is trained; else it stays as it is, in evaluation mode.
@@ -90,6 +91,11 @@ class ImageScorer(nn.Module):
         """The same scores from plain convolutions, for inference."""
         export = getattr(self.network, "export", None)
         network = export() if export is not None else self.network
+        return ImageScorer(network, self.mean, self.std).eval()
+
+    def export_pairs(self) -> ImageScorer:
+        """The scores of ``pairs`` from plain convolutions, for inference."""
+        network = self.network.export_pairs()  # type: ignore[operator]
         return ImageScorer(network, self.mean, self.std).eval()
 
 

@@ -292,7 +292,14 @@ class StudyRunner:
         self.forget_states([stem])
 
     def load(self, run: Run) -> Symmetrized:
-        """The trained model of a run, in evaluation mode.
+        """The trained model of a run for inference: its scorer in plain layers."""
+        model = self.trained(run)
+        if isinstance(model.scorer, ImageScorer):
+            model.scorer = model.scorer.export()
+        return model.eval()
+
+    def trained(self, run: Run) -> Symmetrized:
+        """The trained model of a run as it was trained, in evaluation mode.
 
         A method that trains nothing of its own loads the checkpoint of the method it names.
         """
@@ -301,8 +308,6 @@ class StudyRunner:
         path = self.files.checkpoint(run.source)
         tensors, _ = checkpoint.load(path)
         load_state(model, tensors, str(path))
-        if isinstance(model.scorer, ImageScorer):
-            model.scorer = model.scorer.export()
         return model.eval()
 
     def _added_parameters(self, run: Run, recipe: dict[str, Any]) -> int:

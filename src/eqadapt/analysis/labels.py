@@ -286,6 +286,15 @@ _LISTED = (
         "The scorer's pose probabilities times those of the feature prior.",
     ),
     (
+        "posterior_classes",
+        "Posterior (poses and classes)",
+        "#882255",
+        "X",
+        "solid",
+        "The posterior over pairs of pose and class: a scorer that tells classes too is a second "
+        "classifier beside the network.",
+    ),
+    (
         "distil_prior",
         "Distilled prior",
         "#6699cc",
@@ -328,6 +337,15 @@ _LISTED = (
         "The true turn is undone before the vanilla network: the ceiling, and what resampling "
         "alone costs.",
     ),
+    (
+        "oracle_classes",
+        "Oracle (poses and classes)",
+        "#b9b9b9",
+        "x",
+        "dotted",
+        "The true turn is undone before the vanilla network and the scorer's own classifier: the "
+        "ceiling where both are multiplied.",
+    ),
 )
 # Names that follow from others: a family in front, a variant behind.
 _FAMILIES = {"its_": "ITS", "ood_": "OOD"}
@@ -345,9 +363,10 @@ _VARIANTS = {
 _SPELT = {"knn": "kNN", "pcknn": "per-class kNN", "vim": "ViM", "mahalanobis": "Mahalanobis"}
 _SPELT |= {"prlc": "PRLC", "lc": "LC", "focal": "FoCal", "optc": "OptC", "top": "Top"}
 _MARKERS = "osD^v<>PXhpd*8H"
+_CEILINGS = ("oracle", "oracle_classes")
 
 METHODS: dict[str, MethodStyle] = {
-    name: MethodStyle(name, label, colour, marker, _DASHES[dash], sentence, name == "oracle")
+    name: MethodStyle(name, label, colour, marker, _DASHES[dash], sentence, name in _CEILINGS)
     for name, label, colour, marker, dash, sentence in _LISTED
 }
 _ORDER = {name: position for position, name in enumerate(METHODS)}
@@ -385,8 +404,8 @@ def method_styles(names: Iterable[str]) -> dict[str, MethodStyle]:
 
 
 def method_order(name: str) -> tuple[int, int, str]:
-    """Sort key: listed methods in their order, others by name, the ceiling last."""
-    return (int(name == "oracle"), _ORDER.get(name, len(_ORDER)), name)
+    """Sort key: listed methods in their order, others by name, the ceilings last."""
+    return (int(name in _CEILINGS), _ORDER.get(name, len(_ORDER)), name)
 
 
 def _made_label(name: str) -> str:

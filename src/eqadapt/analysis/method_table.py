@@ -189,7 +189,7 @@ def _grid(cell: Cell, rows: Sequence[MethodRow]) -> Grid:
         "log-probabilities. 90°: multiples of 90°; rest: the group's other poses. Passes of the "
         "network for one prediction, counted. Time: of a batch, over the plain network's. Departs "
         "in: where one weight a view, moving with the input, does not describe the method. Bold: "
-        "best average, the oracle aside."
+        "best average, oracles aside."
     )
     return Grid(columns, lines, caption)
 

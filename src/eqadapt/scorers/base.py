@@ -63,12 +63,16 @@ class PoseScorer(nn.Module):
         Raises:
             UserError: It scores poses alone.
         """
+        self.check_classwise()
+        return self._computed(x, self.score_pairs).float()
+
+    def check_classwise(self) -> None:
+        """Refuse what only a class-wise scorer can do."""
         if not self.classwise:
             raise UserError(
                 "this scorer tells no classes",
                 fix="a scorer built with `classes`: staged_cnn, ...",
             )
-        return self._computed(x, self.score_pairs).float()
 
     @property
     def classwise(self) -> bool:
@@ -96,6 +100,15 @@ class PoseScorer(nn.Module):
     def export(self) -> nn.Module:
         """A plain torch module with the same outputs as this one in evaluation mode."""
         return copy.deepcopy(self).eval().requires_grad_(False)
+
+    def export_pairs(self) -> nn.Module:
+        """A plain torch module with the outputs of ``pairs`` in evaluation mode.
+
+        Raises:
+            UserError: It scores poses alone.
+        """
+        self.check_classwise()
+        raise NotImplementedError
 
 
 def check_images(x: Tensor, channels: int) -> None:

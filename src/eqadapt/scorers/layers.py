@@ -345,14 +345,14 @@ class ClasswisePooledConv(PooledConv):
         return biases
 
     def plain(self, scale: float = 1.0) -> nn.Module:
-        """The log-sum-exp over classes of the same layer times ``scale``, with its matrix fixed."""
+        """The same layer times ``scale``, with its matrix fixed: to (B, n, classes)."""
         bias = self._biases().detach() * scale
         product = WindowProduct(self.windows, self.matrix().detach() * scale, bias)
-        return nn.Sequential(product, OverClasses(self.conv.out_fields))
+        return nn.Sequential(product, Pairs(self.conv.out_fields))
 
 
-class OverClasses(nn.Module):
-    """The log-sum-exp over classes: (B, classes * n) to (B, n).
+class Pairs(nn.Module):
+    """One score a pair of pose and class: (B, classes * n) to (B, n, classes).
 
     Args:
         classes: How many classes.
@@ -363,8 +363,16 @@ class OverClasses(nn.Module):
         self.classes = classes
 
     def forward(self, x: Tensor) -> Tensor:
+        """Reordered, nothing else."""
+        return x.unflatten(1, (self.classes, -1)).transpose(1, 2)
+
+
+class OverClasses(nn.Module):
+    """The score of a pose, the log-sum-exp over classes: (B, n, classes) to (B, n)."""
+
+    def forward(self, pairs: Tensor) -> Tensor:
         """One score a pose."""
-        return x.unflatten(1, (self.classes, -1)).logsumexp(dim=1)
+        return pairs.logsumexp(dim=2)
 
 
 def pooled_head(

@@ -13,7 +13,8 @@ class Mirrored(nn.Module):
     and turns with the input as ``a`` does. For images of which mirror images are as upright.
 
     Args:
-        scorer: Maps images (B, C, H, H) to pose logits (B, K).
+        scorer: Maps images (B, C, H, H) to pose logits (B, K), or to those of pairs of pose and
+            class (B, K, classes): an image and its mirror image are of one class.
     """
 
     def __init__(self, scorer: nn.Module) -> None:
@@ -21,6 +22,6 @@ class Mirrored(nn.Module):
         self.scorer = scorer
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pose logits (B, K), for twice the work."""
+        """Logits like the scorer's, for twice the work."""
         mirror = self.scorer(x.flip(-1))
         return (self.scorer(x) + mirror.flip(1).roll(1, 1)) / 2

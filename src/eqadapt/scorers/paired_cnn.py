@@ -14,7 +14,6 @@ a C8 network trained on upright images learns instead of the pose.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from eqadapt.scorers import SCORERS
 from eqadapt.scorers.base import PoseScorer, Prepare
 from eqadapt.scorers.group_cnn import GroupCNN
 from eqadapt.scorers.group_wrn import GroupWideResNet
+from eqadapt.scorers.regular import exported
 from eqadapt.scorers.staged_cnn import StagedCNN
 
 INNER: dict[str, type[GroupCNN] | type[GroupWideResNet] | type[StagedCNN]] = {
@@ -164,5 +164,10 @@ class PairedCNN(PoseScorer):
 
     def export(self) -> nn.Sequential:
         """Turned copies, plain convolutions, one linear layer, reordered."""
-        exported = nn.Sequential(self.prepare, self.inner.plain_network(), self.interleave)
-        return copy.deepcopy(exported).eval().requires_grad_(False)
+        layers = self.prepare, self.inner.plain_network(), self.interleave
+        return exported(*layers, over_classes=self.classwise)
+
+    def export_pairs(self) -> nn.Sequential:
+        """The same up to the pairs of pose and class."""
+        self.check_classwise()
+        return exported(self.prepare, self.inner.plain_network(), self.interleave)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from eqadapt.errors import UserError
 from eqadapt.scorers.base import MAX_LOGIT_SCALE, PoseScorer, scaled
-from eqadapt.scorers.layers import ClasswisePooledConv, PooledConv, plain_layers
+from eqadapt.scorers.layers import ClasswisePooledConv, OverClasses, PooledConv, plain_layers
 
 STRIDE_FROM = 41  # inputs at least this large are halved by the first layer
 LARGEST_FULL_KERNEL = 15  # the basis grows with the fourth power: 42 MB for C8 at 15
@@ -66,7 +66,7 @@ class RegularScorer(PoseScorer):
     def score(self, views: Tensor) -> Tensor:
         """Pose logits (B, n) of prepared images (B, C, size, size)."""
         scores = self.score_pairs(views)
-        return scores.logsumexp(dim=2) if self.classwise else scores
+        return OverClasses()(scores) if self.classwise else scores
 
     def score_pairs(self, views: Tensor) -> Tensor:
         """What the head says: (B, n, classes) where it is class-wise, else (B, n)."""
@@ -78,7 +78,7 @@ class RegularScorer(PoseScorer):
         return isinstance(self.head, ClasswisePooledConv)
 
     def plain_network(self) -> nn.Sequential:
-        """Prepared images to logits, in plain layers for evaluation."""
+        """Prepared images to what ``score_pairs`` gives, in plain layers for evaluation."""
         scale = 1.0
         if self.logit_scale is not None:
             scale = float(self.logit_scale.detach().clamp(0.0, MAX_LOGIT_SCALE))
@@ -86,5 +86,15 @@ class RegularScorer(PoseScorer):
 
     def export(self) -> nn.Sequential:
         """Resize, plain convolutions, one linear layer; same outputs in evaluation mode."""
-        exported = nn.Sequential(self.prepare, self.plain_network())
-        return copy.deepcopy(exported).eval().requires_grad_(False)
+        return exported(self.prepare, self.plain_network(), over_classes=self.classwise)
+
+    def export_pairs(self) -> nn.Sequential:
+        """The same up to the pairs of pose and class."""
+        self.check_classwise()
+        return exported(self.prepare, self.plain_network())
+
+
+def exported(*layers: nn.Module, over_classes: bool = False) -> nn.Sequential:
+    """A copy of layers in a row, for inference; at the end pairs are summed over their classes."""
+    last = [OverClasses()] if over_classes else []
+    return copy.deepcopy(nn.Sequential(*layers, *last)).eval().requires_grad_(False)

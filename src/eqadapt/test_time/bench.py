@@ -18,7 +18,8 @@ from eqadapt.test_time.rules import Decision
 from eqadapt.test_time.views import Views
 
 PoseLogits = Callable[[str, str, int], NDArray[np.float32]]
-"""Canonicalizer's method, split and seed to its pose logits (N, J, K) of the cached inputs."""
+"""Canonicalizer's method, split and seed to its pose logits of the cached inputs: (N, J, K), or,
+of a class-wise one, those of pairs of pose and class (N, J, K, C)."""
 
 
 def training_views(orbits: Orbits, count: int | None = None) -> TrainingViews:

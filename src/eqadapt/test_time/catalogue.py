@@ -15,6 +15,18 @@ register(TestTimeMethod("vanilla", "The backbone on the input as it is.", "monda
 register(
     TestTimeMethod("oracle", "The true pose is undone first: the ceiling.", _OURS, "true_pose")
 )
+register(
+    TestTimeMethod(
+        name="oracle_classes",
+        summary="The oracle with the canonicalizer's vote on the class: the ceiling of methods "
+        "where it has one.",
+        paper=_OURS,
+        selection="true_pose",
+        prior=True,
+        votes=True,
+        defaults={"class_weight": 1.0},
+    )
+)
 
 # Averages with equal weights. Logits and log-probabilities give the same output.
 for _name, _space in (
@@ -227,6 +239,31 @@ for _evidence, _stem, _what in (
                     inherits=_inherits,
                 )
             )
+
+# The posterior over pairs of pose and class: the canonicalizer is a second classifier there.
+for _suffix, _what, _options in (
+    ("", "all views", {}),
+    ("_top_2", "the canonicalizer's 2 best views", {"views": 2}),
+):
+    register(
+        TestTimeMethod(
+            name=f"posterior_classes{_suffix}",
+            summary=f"The mean over {_what} by the posterior over pairs of pose and class: the "
+            "canonicalizer's pairs times the backbone's classes times a learned energy.",
+            paper=_OURS,
+            selection="mean",
+            evidence="features",
+            prior=True,
+            votes=True,
+            defaults={
+                "prior_weight": 1.0,
+                "evidence_weight": 1.0,
+                "class_weight": 1.0,
+                **_options,
+            },
+            inherits="features_prior",
+        )
+    )
 
 register(
     TestTimeMethod(

@@ -39,7 +39,8 @@ class LiveViews(Views):
         action: The group's action.
         x: (N, C, H, H) inputs at the acting size, masked where the action masks.
         evidence: The method's fitted evidence, or None.
-        scorer: A canonicalizer's scorer (images to pose logits (N, K)), or None.
+        scorer: A canonicalizer's scorer (images to pose logits (N, K), or to those of pairs of
+            pose and class (N, K, C)), or None.
     """
 
     def __init__(

@@ -6,13 +6,14 @@ Log-weights of the views are
 
 with a canonicalizer's distribution (the prior) and the backbone's own outputs on the views (the
 evidence). Without a prior it is a search or a Boltzmann average, without evidence a learned
-canonicalization, with both the posterior over poses.
+canonicalization, with both the posterior over poses. A class-wise canonicalizer may have a vote on
+the class as well: each view's class probabilities are then multiplied by its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from eqadapt.test_time.rules import (
     Decision,
     best_view,
     classwise_maximum,
+    mean_of_products,
     mean_of_views,
     one_view,
     top_views,
@@ -37,6 +39,7 @@ _RULE_PARAMETERS = (
     "temperature",
     "prior_weight",
     "evidence_weight",
+    "class_weight",
     "space",
     "views",
     "quantile",
@@ -58,6 +61,7 @@ class TestTimeMethod:
         evidence: Name in ``eqadapt.evidence.EVIDENCE``, or None.
         prior: A canonicalizer's pose logits are read.
         canonicalizer: The trained method whose pose logits these are; None takes the settings'.
+        votes: The canonicalizer, a class-wise one, has a vote on the class.
         closed_form: The canonicalizer is the same whatever the seed.
         gated: The input is kept as it is where the evidence of its own view is high enough.
         defaults: Values of its hyper-parameters where nothing is searched.
@@ -73,6 +77,7 @@ class TestTimeMethod:
     selection: str
     evidence: str | None = None
     prior: bool = False
+    votes: bool = False
     canonicalizer: str | None = None
     closed_form: bool = False
     gated: bool = False
@@ -92,6 +97,12 @@ class TestTimeMethod:
             )
         if self.gated and self.evidence is None:
             raise UserError(f"{self.name!r} is gated but has no evidence to gate by")
+        if self.votes and not (self.prior and self.selection in ("mean", "true_pose")):
+            raise UserError(
+                f"the canonicalizer of {self.name!r} has a vote on the class, but the method has "
+                "none, or takes no mean",
+                fix="prior and selection: mean, or true_pose",
+            )
 
     @property
     def learned(self) -> bool:
@@ -106,14 +117,17 @@ class TestTimeMethod:
         view came in, so the output is not invariant. ``view_order``: as published, the score
         depends on the order of the views. ``output_space``: what is averaged is not the
         backbone's output but a function of it. ``true_pose``: it is told the pose.
+        ``second_classifier``: the output is not the backbone's alone.
         """
         space = (parameters or self.defaults).get("space", self.defaults.get("space", "logits"))
+        averages = self.selection == "mean"
         found = {
             "class_axis": self.selection == "classwise_maximum",
             "gate": self.gated,
             "view_order": self.evidence == "its_paper",
-            "output_space": self.selection == "mean" and space != "logits",
+            "output_space": averages and (space != "logits" or self.votes),
             "true_pose": self.selection == "true_pose",
+            "second_classifier": self.votes,
         }
         return tuple(name for name, present in found.items() if present)
 
@@ -195,7 +209,8 @@ def decide(
         views: What it reads; the views it reads are counted there.
         parameters: Hyper-parameters in place of its defaults: ``temperature`` (of the evidence,
             the same as one over ``evidence_weight``), ``prior_weight``, ``evidence_weight``,
-            ``space``, ``views`` (how many poses the prior lets through) and ``offset`` (an element
+            ``class_weight`` (of the canonicalizer's vote on the class), ``space``, ``views`` (how
+            many poses the prior lets through) and ``offset`` (an element
             that every pose of the canonicalizer is moved by).
         threshold: Of the gate, for gated methods.
         pose: The true pose, for the oracle alone.
@@ -207,7 +222,8 @@ def decide(
     if method.selection == "identity":
         return _fixed_view(views, 0, chooses=False)
     if method.selection == "true_pose":
-        return _fixed_view(views, pose, chooses=True)
+        found = _fixed_view(views, pose, chooses=True)
+        return found if not method.votes else _with_vote(found, views, values)
     prior = _prior(method, views, values)
     candidates = np.ones((views.count, views.order), bool)
     if values.get("views") is not None:
@@ -235,6 +251,17 @@ def _fixed_view(views: Views, element: int | None, *, chooses: bool) -> Decision
     views.read(np.arange(views.order) == taken[:, None])
     chosen = taken if chooses else np.full(views.count, -1)
     return Decision(one_view(views.logits, taken), chosen, views.passes)
+
+
+def _with_vote(found: Decision, views: Views, values: Mapping[str, Any]) -> Decision:
+    """One view's output, multiplied by the canonicalizer's classes in that pose."""
+    votes = _votes(views, values)[np.arange(views.count), found.chosen]
+    return replace(found, log_probabilities=log_softmax(found.log_probabilities + votes))
+
+
+def _votes(views: Views, values: Mapping[str, Any]) -> NDArray[np.float64]:
+    """(N, K, C) what is added to the log-probabilities of the views."""
+    return float(values.get("class_weight", 1.0)) * views.votes
 
 
 def _prior(method: TestTimeMethod, views: Views, values: Mapping[str, Any]) -> NDArray[np.float64]:
@@ -296,5 +323,7 @@ def _select(
     none = np.full(views.count, -1)
     if values.get("temperature") == 0:
         return Decision(one_view(logits, best_view(weights, logits)), none, passes)
+    if method.votes:
+        return Decision(mean_of_products(weights, logits, _votes(views, values)), none, passes)
     space = str(values.get("space", SPACES[0]))
     return Decision(mean_of_views(weights, logits, space), none, passes)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from eqadapt.errors import UserError
 from eqadapt.groups.cyclic import parse_group
+from eqadapt.methods import get_method as get_trained_method
 from eqadapt.study import Run, Study
 from eqadapt.test_time.methods import TestTimeMethod
 from eqadapt.test_time.settings import Entry, Settings, load_settings
@@ -81,11 +82,7 @@ class Plan:
         Raises:
             UserError: A method takes over hyper-parameters of one that is not run.
         """
-        kept = tuple(
-            entry
-            for entry in self.settings.entries
-            if self.canonicalizer(entry.method) in (None, *self.study.config["methods"])
-        )
+        kept = tuple(entry for entry in self.settings.entries if self._can_run(entry.method))
         names = {entry.method.name for entry in kept}
         for entry in kept:
             parent = entry.method.inherits
@@ -96,6 +93,12 @@ class Plan:
                     fix=f"add {parent} to the methods",
                 )
         return kept
+
+    def _can_run(self, method: TestTimeMethod) -> bool:
+        name = self.canonicalizer(method)
+        if name is None:
+            return True
+        return name in self.study.config["methods"] and (is_classwise(name) or not method.votes)
 
     @property
     def mirrored(self) -> bool:
@@ -120,7 +123,7 @@ class Plan:
 
     def run(self, cell: Cell, method: TestTimeMethod, seed: int) -> Run | None:
         """The run under which a method's predictions are kept; None where another cell's are."""
-        if method.selection in ("identity", "true_pose"):
+        if method.selection in ("identity", "true_pose") and not method.prior:
             return cell.run(method.name, seed, "C1") if cell.group == self.finest else None
         return cell.run(method.name, seed)
 
@@ -140,6 +143,11 @@ class Plan:
     def all_runs(self) -> list[Run]:
         """What the study leaves predictions of."""
         return [run for cell in self.cells() for run in self.runs(cell)]
+
+
+def is_classwise(method: str) -> bool:
+    """Whether a trained method's canonicalizer tells classes."""
+    return get_trained_method(method).prior == "classwise"
 
 
 def load_plan(study: Study) -> Plan:

@@ -124,6 +124,24 @@ def mean_of_views(log_weights: Floats, logits: Floats, space: str) -> Floats:
     return log_softmax(total)
 
 
+def mean_of_products(log_weights: Floats, logits: Floats, votes: Floats) -> Floats:
+    """Log-probabilities (N, C) of the weighted mean of the views' probabilities times their votes.
+
+    Products are not normalised view by view: a view of which both sides say the same class counts
+    for more.
+
+    Args:
+        log_weights: (N, K); -inf views are left out, read or not.
+        logits: (N, K, C).
+        votes: (N, K, C) logs of what each view's class probabilities are multiplied by.
+    """
+    weights = np.exp(log_normalised(log_weights))[..., None]
+    used = weights > 0
+    products = np.exp(log_softmax(np.where(used, logits, 0.0)) + votes)
+    total = sum_over_views(np.where(used, weights * products, 0.0))
+    return log_softmax(np.log(np.maximum(total, np.finfo(np.float64).tiny)))
+
+
 def classwise_maximum(logits: Floats) -> tuple[Floats, NDArray[np.int64]]:
     """Each class takes its largest logit over the views: log-probabilities (N, C) and poses (N,).
 

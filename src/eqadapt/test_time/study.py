@@ -32,7 +32,7 @@ from eqadapt.test_time.bench import Bench
 from eqadapt.test_time.live import Outputs
 from eqadapt.test_time.methods import TestTimeMethod
 from eqadapt.test_time.outputs import logit_differences, predictions, write_temperatures
-from eqadapt.test_time.plan import REGIME, SPLITS, Cell, Plan
+from eqadapt.test_time.plan import REGIME, SPLITS, Cell, Plan, is_classwise
 from eqadapt.test_time.settings import Entry
 from eqadapt.test_time.tuning import Selection, tune
 
@@ -170,7 +170,11 @@ class TestTimeRunner:
                     self.pose_logits(cell, method, split, seed)
 
     def pose_logits(self, cell: Cell, method: str, split: str, seed: int) -> NDArray[np.float32]:
-        """A canonicalizer's scores (N, J, K) of the cached inputs, computed once and kept."""
+        """A canonicalizer's scores of the cached inputs, computed once and kept.
+
+        Returns:
+            (N, J, K), or, of a class-wise one, (N, J, K, C) of pairs of pose and class.
+        """
         run = self.plan.canonicalizer_run(cell, method, seed)
         path, data = self.poses_path(run, split), self.data(cell.dataset, split)
         source = self.files.checkpoint(run)
@@ -197,12 +201,15 @@ class TestTimeRunner:
         return found.numpy()
 
     def scorer(self, run: Run) -> Any:
-        """The scorer of a trained run, in its form for inference."""
-        model = self.runner.load(run)
+        """The scorer of a trained run for inference; of pairs where it tells classes."""
+        model = self.runner.trained(run)
         if model.scorer is None:
             raise UserError(f"{run.method} has no scorer of poses")
         found: Any = model.scorer
-        found = found.export() if hasattr(found, "export") else found
+        if is_classwise(run.method):
+            found = found.export_pairs()
+        elif hasattr(found, "export"):
+            found = found.export()
         return Mirrored(found) if self.plan.mirrored else found
 
     @torch.no_grad()

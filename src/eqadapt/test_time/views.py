@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqadapt.errors import UserError
+from eqadapt.evidence.base import log_softmax, logsumexp
 
 
 class Views:
@@ -16,8 +17,8 @@ class Views:
     Args:
         logits: (N, K, C) the backbone's logits of each view.
         scores: (N, K) evidence of each view, or None for methods without.
-        pose_logits: (N, K) a canonicalizer's scores of the poses, or None; they cost no pass of
-            the backbone.
+        pose_logits: (N, K) a canonicalizer's scores of the poses, or (N, K, C) a class-wise
+            one's of pairs of pose and class, or None; they cost no pass of the backbone.
         per_view: Whether the evidence of a view is known once that view is read; else it takes
             all views of the input.
     """
@@ -53,7 +54,7 @@ class Views:
 
     @property
     def pose_logits(self) -> NDArray[np.float64]:
-        """(N, K) the canonicalizer's scores.
+        """(N, K) the canonicalizer's scores; of pairs, the log-sum-exp over their classes.
 
         Raises:
             UserError: There is no canonicalizer.
@@ -63,7 +64,21 @@ class Views:
                 "this method needs the pose logits of a canonicalizer",
                 fix="train one (`eqadapt train`) and name it in the settings",
             )
-        return self._pose_logits
+        return self._pose_logits if self._pose_logits.ndim == 2 else logsumexp(self._pose_logits)
+
+    @property
+    def votes(self) -> NDArray[np.float64]:
+        """(N, K, C) log-probabilities of the classes given the pose, by the canonicalizer alone.
+
+        Raises:
+            UserError: It tells no classes.
+        """
+        if self._pose_logits is None or self._pose_logits.ndim == 2:
+            raise UserError(
+                "this method needs a canonicalizer that tells classes",
+                fix="one with the class-wise prior, `prlc_classwise`, in the settings",
+            )
+        return log_softmax(self._pose_logits)
 
     def read(self, wanted: NDArray[np.bool_]) -> None:
         """Pass the wanted views (N, K) through the backbone, those not read before."""

@@ -27,16 +27,25 @@ _FAMILIES = {
     "canonicalizer without training": ("#8c6d31", "p"),
     "learned energy": ("#cc79a7", "P"),
     "posterior over poses": ("#d55e00", "*"),
+    "posterior over poses and classes": ("#882255", "X"),
 }
+_BESIDE: tuple[str, ...] = (
+    "search behind a gate",
+    "posterior over poses and classes",
+)  # not on the joined line
+_NAMED: tuple[str, ...] = ("vanilla", "oracle", "oracle_classes", "posterior_classes")
+_NAMED += ("equitune", "equizero", "ood_energy")
 _WORTH = 0.5  # points of accuracy: less is no reason to name a method of higher cost
 
 
 def family(name: str) -> str:
     """The kind of a method, for its colour."""
-    if name in ("vanilla", "oracle"):
+    if name == "vanilla" or method_style(name).reference:
         return "reference"
     if name.endswith("_gated"):
         return "search behind a gate"
+    if name.startswith("posterior_classes"):
+        return "posterior over poses and classes"
     if name.startswith("posterior"):
         return "posterior over poses"
     if name.startswith(("features_prior", "lambda_equitune")):
@@ -53,9 +62,9 @@ def family(name: str) -> str:
 def accuracy_against_cost(results: Results, cells: list[Cell]) -> Figure:
     """Accuracy over the group's poses against passes of the backbone an image, one point a method.
 
-    Vertical lines are 95% intervals (over seeds, else over images). Methods without a gate that no
-    other beats at the same cost or less are named and joined; methods of equal cost stand side by
-    side.
+    Vertical lines are 95% intervals (over seeds, else over images). Methods without a gate and
+    without a second classifier that no other beats at the same cost or less are named and joined;
+    methods of equal cost stand side by side.
     """
     figure, axes = panels(len(cells), 6.8, 4.8, most=2)
     for axis, cell in zip(axes, cells):
@@ -118,7 +127,7 @@ def _cost_panel(axis: Axes, rows: Sequence[MethodRow]) -> None:
     rivals = {
         row.method: (_passes(row), row.average.mean)
         for row in rows
-        if row.method != "oracle" and kinds[row.method] != "search behind a gate"
+        if not method_style(row.method).reference and kinds[row.method] not in _BESIDE
     }
     low, high = axis.get_ylim()
     axis.set_ylim(max(low, 0.0), min(high, 104.0))  # an interval over seeds may know no bounds
@@ -131,9 +140,7 @@ def _cost_panel(axis: Axes, rows: Sequence[MethodRow]) -> None:
         linewidth=1.0,
         zorder=0,
     )
-    _name_points(
-        axis, rows, places, [*front, "vanilla", "oracle", "equitune", "equizero", "ood_energy"]
-    )
+    _name_points(axis, rows, places, [*front, *_NAMED])
     ticks = sorted({int(_passes(row)) for row in rows if _passes(row).is_integer()})
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
