@@ -271,7 +271,8 @@ def test_a_change_of_code_redoes_what_runs_it(finished, tmp_path):
 
 
 def test_every_way_of_sharing_plans_the_same_files(project):
-    more = ("seeds=[0, 1]", "regimes=[joint, frozen]")
+    fewer = "{other: {model: resnet_small, weights: pretrain, methods: [vanilla, prlc]}}"
+    more = ("seeds=[0, 1]", "regimes=[joint, frozen]", f"backbones={fewer}")
     study = load_study(project / "config" / "smoke.yaml", more)
     named = outputs.table_files(study.config) + outputs.figure_files(study.config)
     calls = [
@@ -283,6 +284,8 @@ def test_every_way_of_sharing_plans_the_same_files(project):
         for run in study.runs():
             assert f"results/smoke/predictions/{run.stem}.parquet" in files
             assert (f"results/smoke/runs/{run.stem}/run.json" in files) == run.trains
+        assert sum("/predictions/" in file for file in files) == len(study.runs())
+        assert sum(file.endswith("run.json") for file in files) == len(study.trained_runs())
         assert {f"results/smoke/{name}" for name in named} <= files
 
 

@@ -158,18 +158,19 @@ def preparation_flags(wildcards):
 
 
 class Part:
-    """Runs that share a process, for all data sets and backbones: one rule a part.
+    """Runs that share a process, for all data sets: one rule a part.
 
     Args:
         verb: Name of the rule.
-        runs: All runs of the study that the verb works on.
-        regime: The one regime covered, or None for all of them.
+        runs: The runs that the verb works on in this part.
+        *kind: What of the regime and the backbone the rule's name must tell.
     """
 
-    def __init__(self, verb, runs, regime=None):
-        self.runs = [run for run in runs if regime in (None, run.regime)]
-        self.regime = regime or "joint|frozen"
-        self.name = f"{verb}_{regime}" if regime else verb
+    def __init__(self, verb, runs, *kind):
+        self.runs = list(runs)
+        self.regime = "|".join(dict.fromkeys(run.regime for run in self.runs))
+        self.backbone = "|".join(dict.fromkeys(run.backbone for run in self.runs))
+        self.name = "_".join([verb, *kind])
         fields = {"none": 6, "seeds": 5, "cell": 3}[JOBS["share"]]
         self.fields = ("dataset", "backbone", "regime", "method", "group", "seed")[:fields]
         self.title = "-".join(f"{{{field}}}" for field in self.fields)
@@ -199,11 +200,24 @@ class Part:
 
 
 def parts(verb, runs):
-    """One part; in shared cells one for each regime, because not every method knows every regime."""
-    regimes = list(dict.fromkeys(run.regime for run in runs))
-    if JOBS["share"] != "cell" or len(regimes) == 1:
-        return [Part(verb, runs, None)]
-    return [Part(verb, runs, regime) for regime in regimes]
+    """One part; in shared cells one for each kind of cell.
+
+    What a cell leaves must follow from its rule: not every method knows every regime, and a backbone
+    may have methods of its own.
+    """
+    if JOBS["share"] != "cell":
+        return [Part(verb, runs)]
+    methods = STUDY.config["methods"]
+    kinds = {}
+    for run in runs:
+        own = STUDY.config["backbones"][run.backbone].get("methods", methods)
+        backbone = run.backbone if set(own) != set(methods) else None
+        kinds.setdefault((run.regime, backbone), []).append(run)
+    several = len({regime for regime, _ in kinds}) > 1
+    return [
+        Part(verb, found, *filter(None, (regime if several else None, backbone)))
+        for (regime, backbone), found in kinds.items()
+    ]
 
 
 def pretraining(wildcards):

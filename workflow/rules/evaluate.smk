@@ -23,6 +23,7 @@ for part in parts("predict", STUDY.runs()):
             f"{LOGS}/predict/{part.title}.tsv"
         wildcard_constraints:
             regime=part.regime,
+            backbone=part.backbone,
         conda:
             ENVIRONMENT
         threads: JOBS["threads"]

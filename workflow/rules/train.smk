@@ -54,6 +54,7 @@ for part in parts("train", STUDY.trained_runs()):
             f"{LOGS}/train/{part.title}.tsv"
         wildcard_constraints:
             regime=part.regime,
+            backbone=part.backbone,
         conda:
             ENVIRONMENT
         threads: JOBS["threads"]
