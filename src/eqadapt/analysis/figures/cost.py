@@ -35,6 +35,9 @@ _BESIDE: tuple[str, ...] = (
 )  # not on the joined line
 _NAMED: tuple[str, ...] = ("vanilla", "oracle", "oracle_classes", "posterior_classes")
 _NAMED += ("equitune", "equizero", "ood_energy")
+_TICKS = (0, 10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 88, 90, 92, 94, 95, 96, 97, 98, 99, 99.5)
+_LINE = 9.5  # points of length from one label to the next
+_BESIDE_REACH = 60.0  # and how far right of a point its label may start
 _WORTH = 0.5  # points of accuracy: less is no reason to name a method of higher cost
 
 
@@ -62,6 +65,7 @@ def family(name: str) -> str:
 def accuracy_against_cost(results: Results, cells: list[Cell]) -> Figure:
     """Accuracy over the group's poses against passes of the backbone an image, one point a method.
 
+    The error is on a logarithmic scale.
     Vertical lines are 95% intervals (over seeds, else over images). Methods without a gate and
     without a second classifier that no other beats at the same cost or less are named and joined;
     methods of equal cost stand side by side.
@@ -129,8 +133,8 @@ def _cost_panel(axis: Axes, rows: Sequence[MethodRow]) -> None:
         for row in rows
         if not method_style(row.method).reference and kinds[row.method] not in _BESIDE
     }
-    low, high = axis.get_ylim()
-    axis.set_ylim(max(low, 0.0), min(high, 104.0))  # an interval over seeds may know no bounds
+    means = [float(row.average.mean) for row in rows]  # an interval may reach beyond the axis
+    _scale_of_errors(axis, max(min(means) - 5.0, 0.0), max(means))
     front = pareto_front(rivals, _WORTH)
     axis.step(
         [rivals[name][0] for name in front],
@@ -140,7 +144,6 @@ def _cost_panel(axis: Axes, rows: Sequence[MethodRow]) -> None:
         linewidth=1.0,
         zorder=0,
     )
-    _name_points(axis, rows, places, [*front, *_NAMED])
     ticks = sorted({int(_passes(row)) for row in rows if _passes(row).is_integer()})
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -148,32 +151,68 @@ def _cost_panel(axis: Axes, rows: Sequence[MethodRow]) -> None:
     axis.set_xlim(0.8, max(ticks) * 2.6)
     axis.set_xlabel("passes of the backbone an image")
     axis.grid(color=GRID)
+    _name_points(axis, rows, places, front, _NAMED)
 
 
 def _name_points(
-    axis: Axes, rows: Sequence[MethodRow], places: Mapping[str, float], wanted: list[str]
+    axis: Axes,
+    rows: Sequence[MethodRow],
+    places: Mapping[str, float],
+    front: Sequence[str],
+    others: Sequence[str],
 ) -> None:
-    """Labels right above the points, off the line, the lower of two that overlap moved down."""
-    low, high = axis.get_ylim()
-    gap = (high - low) / 22
-    above: list[tuple[float, float]] = []
+    """Labels: the front's below its first point and above the others, else right of the points."""
+    spots = {row.method: _spot(axis, places[row.method], row.average.mean) for row in rows}
+    lowest: dict[float, float] = {}
     for row in rows:  # the best first
-        if row.method not in wanted:
+        name, (across, up) = row.method, spots[row.method]
+        if name in front:
+            last = name == front[-1] and len(front) > 2
+            under = name == front[0]
+            shift = (3.0, -5.0) if under else (-3.0 if last else 3.0, 6.0)
+            where = ("left" if under or last else "right", "top" if under else "bottom")
+        elif name in others:
+            cost = _passes(row)
+            line = min(up, lowest.get(cost, math.inf) - _LINE)  # moved down off the one before
+            lowest[cost] = line
+            near = [s[0] for s in spots.values() if abs(s[1] - line) < _LINE]
+            right = max((a for a in near if abs(a - across) < _BESIDE_REACH), default=across)
+            shift, where = (right - across + 7.0, line - up), ("left", "center")
+        else:
             continue
-        place, height = places[row.method], float(row.average.mean) + gap / 2
-        for other_place, other_height in above:
-            if 0.5 < place / other_place < 2.0:
-                height = min(height, other_height - gap)
-        above.append((place, height))
         axis.annotate(
-            method_style(row.method).label,
-            (place, row.average.mean),
-            xytext=(place * 1.06, height),
+            method_style(name).label,
+            (places[name], row.average.mean),
+            xytext=shift,
+            textcoords="offset points",
             fontsize=7.5,
-            va="center",
+            ha=where[0],
+            va=where[1],
             color=INK,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],  # lines may pass below
         )
+
+
+def _spot(axis: Axes, place: float, value: float) -> tuple[float, float]:
+    """Where a point stands in the figure, in points of length."""
+    across, up = axis.transData.transform((place, value)) * 72.0 / axis.figure.dpi
+    return float(across), float(up)
+
+
+def _scale_of_errors(axis: Axes, low: float, high: float) -> None:
+    """The error on a logarithmic scale, so that good methods are told apart; ticks say accuracy."""
+    highest = 100.0 - 0.7 * (100.0 - min(high, 99.5))
+
+    def up(value: Any) -> Any:
+        return -np.log10(np.maximum(100.0 - np.asarray(value, float), 0.05))
+
+    def down(height: Any) -> Any:
+        return 100.0 - 10.0 ** -np.asarray(height, float)
+
+    axis.set_yscale("function", functions=(up, down))
+    axis.set_ylim(low, highest)
+    ticks = [tick for tick in _TICKS if low <= tick <= highest]
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
 def _side_by_side(rows: Sequence[MethodRow]) -> dict[str, float]:
