@@ -29,10 +29,7 @@ _FAMILIES = {
     "posterior over poses": ("#d55e00", "*"),
     "posterior over poses and classes": ("#882255", "X"),
 }
-_BESIDE: tuple[str, ...] = (
-    "search behind a gate",
-    "posterior over poses and classes",
-)  # not on the joined line
+_UNJOINED = ("search behind a gate", "posterior over poses and classes")
 _NAMED: tuple[str, ...] = ("vanilla", "oracle", "oracle_classes", "posterior_classes")
 _NAMED += ("equitune", "equizero", "ood_energy")
 _TICKS = (0, 10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 88, 90, 92, 94, 95, 96, 97, 98, 99, 99.5)
@@ -65,10 +62,9 @@ def family(name: str) -> str:
 def accuracy_against_cost(results: Results, cells: list[Cell]) -> Figure:
     """Accuracy over the group's poses against passes of the backbone an image, one point a method.
 
-    The error is on a logarithmic scale.
-    Vertical lines are 95% intervals (over seeds, else over images). Methods without a gate and
-    without a second classifier that no other beats at the same cost or less are named and joined;
-    methods of equal cost stand side by side.
+    The error is on a logarithmic scale. Vertical lines are 95% intervals (over seeds, else over
+    images). Methods without a gate and without a second classifier that no other beats at the same
+    cost or less are named and joined; methods of equal cost stand side by side.
     """
     figure, axes = panels(len(cells), 6.8, 4.8, most=2)
     for axis, cell in zip(axes, cells):
@@ -131,7 +127,7 @@ def _cost_panel(axis: Axes, rows: Sequence[MethodRow]) -> None:
     rivals = {
         row.method: (_passes(row), row.average.mean)
         for row in rows
-        if not method_style(row.method).reference and kinds[row.method] not in _BESIDE
+        if not method_style(row.method).reference and kinds[row.method] not in _UNJOINED
     }
     means = [float(row.average.mean) for row in rows]  # an interval may reach beyond the axis
     _scale_of_errors(axis, max(min(means) - 5.0, 0.0), max(means))
