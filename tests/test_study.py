@@ -125,6 +125,14 @@ def test_the_default_study_explains_every_key():
             {"methods": ["vanilla", "oracle"], "backbones": {"r": {"methods": ["oracle"]}}},
             ["backbones.r.methods", "oracle needs vanilla's"],
         ),
+        (
+            {"backbones": {"resnet_small": {"recipes": {"plrc": {}}}}},
+            ["backbones.resnet_small.recipes.plrc", "unknown method", "prlc"],
+        ),
+        (
+            {"backbones": {"resnet_small": {"recipes": {"prlc": {"scorer": {"widht": 8}}}}}},
+            ["backbones.resnet_small.recipes.prlc.scorer.widht", "width"],
+        ),
         ({"methods": ["rotation_augmentation"], "regimes": ["frozen"]}, ["regimes", "frozen"]),
         (
             {"backbones": {"vit_small": {"weights": "scratch"}}, "regimes": ["frozen"]},
@@ -240,11 +248,19 @@ def test_overrides_apply_backbone_then_group_then_method():
     study = loaded(
         train={"lr": 0.1, "epochs": 9},
         scorer={"name": "paired_cnn", "width": 8},
-        backbones={"resnet_small": {"train": {"lr": 0.2}, "image": {"size": 64}}},
+        backbones={
+            "resnet_small": {"train": {"lr": 0.2}, "image": {"size": 64}},
+            "vit_small": {"recipes": {"prlc": {"train": {"lr": 0.6}}, "lc": {}}},
+        },
         groups={"C4": {"scorer": {"name": "group_cnn"}}, "C8": {"train": {"lr": 0.3}}},
         methods={"vanilla": {"train": {"epochs": 5}}, "prlc": {"train": {"lr": 0.4}}, "oracle": {}},
     )
-    recipes = {(r.method, r.group): study.recipe(r) for r in study.runs()}
+    of = {
+        name: [r for r in study.runs() if r.backbone == name] for name in study.config["backbones"]
+    }
+    others = {(r.method, r.group): study.recipe(r)["train"]["lr"] for r in of["vit_small"]}
+    assert others["prlc", "C4"] == others["prlc", "C8"] == 0.6 and others["vanilla", "C1"] == 0.1
+    recipes = {(r.method, r.group): study.recipe(r) for r in of["resnet_small"]}
     assert recipes["prlc", "C8"]["train"]["lr"] == 0.4
     assert recipes["vanilla", "C1"]["train"]["lr"] == 0.2
     assert recipes["vanilla", "C1"]["train"]["epochs"] == 5

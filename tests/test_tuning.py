@@ -13,8 +13,10 @@ from eqadapt.tuning import (
     Trial,
     as_overrides,
     best,
+    best_by_backbone,
     known_trials,
     load_search,
+    with_point,
     write_trials,
 )
 
@@ -97,6 +99,16 @@ def test_the_best_recipe_is_best_on_average_and_the_first_of_equals():
     assert best([*trials, trial(2, 0, 0.25), trial(2, 1, 0.75)]) == ({"n": 0}, 0.5)
 
 
+def test_each_backbone_has_a_best_recipe_of_its_own():
+    scores = {"a": (0.5, 0.7), "b": (0.9, 0.1)}
+    trials = [
+        Trial(number, Run("d", backbone, "joint", "m", "C4", 0), {"n": number}, {"score": score})
+        for backbone, of in scores.items()
+        for number, score in enumerate(of)
+    ]
+    assert best_by_backbone(trials) == {"a": ({"n": 1}, 0.7), "b": ({"n": 0}, 0.9)}
+
+
 def test_trials_survive_their_file(tmp_path):
     run = Run("d", "b", "joint", "m", "C4", 1)
     found = {
@@ -142,20 +154,23 @@ def test_a_search_reads_no_test_split_and_goes_on_trial_by_trial(project, monkey
         assert float(row["score"]) == pytest.approx(expected)
         assert row["seed"] == "3" and row["group"] == "C4" and float(row["seconds"]) > 0
     said = capsys.readouterr().out
-    assert said.count("tuning-") == 4  # two methods, two trials
+    assert said.count("  upright") == 4  # two methods, two trials
 
     more = tune(project, monkeypatch)
     assert more[:2] == rows and len(more) == 3
-    assert capsys.readouterr().out.count("tuning-") == 2  # only the third trial of each
+    assert capsys.readouterr().out.count("  upright") == 2  # only the third trial of each
     assert tune(project, monkeypatch) == more
     assert "tuning-2-" not in capsys.readouterr().out
 
     choice = read_yaml(project / "results/tiny/tuning/choice.yaml")
-    assert set(choice) == {"methods"} and list(choice["methods"]) == ["vanilla", "prlc", "oracle"]
+    assert set(choice) == {"backbones"} and set(choice["backbones"]) == {"resnet_small"}
+    assert list(choice["backbones"]["resnet_small"]["recipes"]) == ["vanilla", "prlc"]
     chosen = load_study(merge(STUDY, choice))
     run = next(run for run in chosen.runs() if run.method == "prlc" and run.seed == 3)
     winner = max(more, key=lambda row: float(row["score"]))
     assert chosen.recipe_hash(run) == winner["config_hash"]
+    again = with_point(chosen, "prlc", {"train.lr": 0.5})  # beats what a backbone says
+    assert again.recipe(run)["train"]["lr"] == 0.5 and again.runs() == chosen.runs()
     text = (project / "results/tiny/tuning/choice.yaml").read_text(encoding="utf-8")
     assert "3 trials" in text and "mean of upright accuracy" in text
     assert "not tuned: oracle" in text

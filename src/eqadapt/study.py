@@ -193,18 +193,19 @@ class Study:
         Returns:
             Sections ``dataset``, ``backbone`` (model, weights, file, sha256, options), ``image``,
             ``scorer``, ``pretrain``, ``train`` and ``evaluate``. Overrides apply in the order data
-            set, backbone, group, method; a method evaluated with another's checkpoint takes that
-            one's overrides first.
+            set, backbone, group, method, the backbone's own for the method; a method evaluated with
+            another's checkpoint takes that one's overrides first.
         """
         config = self.config
         dataset, backbone = config["datasets"][run.dataset], config["backbones"][run.backbone]
         overs = [dataset, backbone, config["groups"].get(run.group, {})]
-        overs += [config["methods"].get(method, {}) for method in (run.source.method, run.method)]
+        for methods in (config["methods"], backbone.get("recipes", {})):
+            overs += [methods.get(method, {}) for method in (run.source.method, run.method)]
         train, scorer = config["train"], config["scorer"]
         for over in overs:
             train = merge(train, over.get("train"))
             scorer = merge_scorer(scorer, over.get("scorer"))
-        sections = ("image", "methods", "pretrain", "scorer", "train")
+        sections = ("image", "methods", "pretrain", "recipes", "scorer", "train")
         network = {key: value for key, value in backbone.items() if key not in sections}
         if network["file"]:
             network["file"] = expanded(network["file"])

@@ -118,8 +118,7 @@ def _scalar(value: Any) -> Any:
 
 def _with_read_options(config: dict[str, Any]) -> dict[str, Any]:
     """The open sections, which no schema can type, with their texts read."""
-    overs = [over for key in ("groups", "methods") for over in config[key].values()]
-    for section in (config, *overs):
+    for section in (config, *(over for _, over in _overrides(config))):
         if "scorer" in section:
             section["scorer"] = _scalar(section["scorer"])
     for backbone in config["backbones"].values():
@@ -135,7 +134,20 @@ def _normal(config: dict[str, Any]) -> dict[str, Any]:
         value = config[key]
         pairs = value.items() if isinstance(value, Mapping) else ((name, None) for name in value)
         config[key] = {str(name): dict(options or {}) for name, options in pairs}
+    for backbone in config["backbones"].values():
+        if "recipes" in backbone:
+            backbone["recipes"] = {k: dict(v or {}) for k, v in backbone["recipes"].items()}
     return config
+
+
+def _overrides(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Sections that may differ from the study's own `scorer` and `train`, with their paths."""
+    for key in ("backbones", "groups", "methods"):
+        for name, over in config[key].items():
+            yield f"{key}.{name}", over
+    for name, backbone in config["backbones"].items():
+        for method, over in backbone.get("recipes", {}).items():
+            yield f"backbones.{name}.recipes.{method}", over
 
 
 def _resolved(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -289,6 +301,8 @@ def _methods(config: Mapping[str, Any]) -> Iterator[Fault]:
             source = METHODS[name].train_as if name in METHODS else None
             if source and source not in chosen:
                 yield where, f"{name} needs {source}'s checkpoints", f"{source} beside it"
+        for name in set(entry.get("recipes", ())) - set(METHODS):
+            yield f"backbones.{backbone}.recipes.{name}", "unknown method", allowed
     for regime in config["regimes"]:
         if regime not in used and set(config["methods"]) <= set(METHODS):
             yield "regimes", f"no method of the study can be {regime}", ", ".join(sorted(used))
@@ -439,12 +453,11 @@ def _scorers(config: Mapping[str, Any]) -> Iterator[Fault]:
 
     base = config["scorer"]
     sections = [("scorer", base)]
-    for key in ("backbones", "groups", "methods"):
-        for name, over in config[key].items():
-            if "scorer" in over:
-                renamed = over["scorer"].get("name", base["name"]) != base["name"]
-                section = over["scorer"] if renamed else {**base, **over["scorer"]}
-                sections.append((f"{key}.{name}.scorer", section))
+    for path, over in _overrides(config):
+        if "scorer" in over:
+            renamed = over["scorer"].get("name", base["name"]) != base["name"]
+            section = over["scorer"] if renamed else {**base, **over["scorer"]}
+            sections.append((f"{path}.scorer", section))
     for path, section in sections:
         if section["name"] not in SCORERS:
             yield f"{path}.name", f"unknown scorer {section['name']!r}", ", ".join(SCORERS)
@@ -460,8 +473,8 @@ def _scorers(config: Mapping[str, Any]) -> Iterator[Fault]:
 def _asks_for_classes(config: Mapping[str, Any], path: str) -> bool:
     """Whether a class-wise prior is trained with the scorer section at that path."""
     asking = [n for n in config["methods"] if n in METHODS and METHODS[n].prior == "classwise"]
-    if path.startswith("methods."):
-        return path.split(".")[1] in asking
+    if path.startswith("methods.") or ".recipes." in path:
+        return path.split(".")[-2] in asking
     return any("name" not in config["methods"][name].get("scorer", {}) for name in asking)
 
 

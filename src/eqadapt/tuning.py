@@ -1,7 +1,7 @@
 """A search for recipes: its space, its trials and its outcome. No torch here.
 
-Every method of a study gets the same number of trials, the first of which is the study's own
-recipe; the best on the validation split is written as a part of a study.
+Every method of a study gets the same number of trials around each backbone, the first of which is
+the study's own recipe; the best on the validation split are written as a part of a study.
 """
 
 from __future__ import annotations
@@ -157,12 +157,15 @@ def as_overrides(point: Point) -> dict[str, Any]:
 
 
 def with_point(study: Study, method: str, point: Point) -> Study:
-    """The study with one method's recipe changed.
+    """The study with one method's recipe changed, around every backbone.
 
     Raises:
         UserError: That is no valid study.
     """
-    return load_study(merge(study.config, {"methods": {method: as_overrides(point)}}))
+    changed = {"recipes": {method: as_overrides(point)}}
+    return load_study(
+        merge(study.config, {"backbones": dict.fromkeys(study.config["backbones"], changed)})
+    )
 
 
 @dataclass(frozen=True)
@@ -220,6 +223,14 @@ def known_trials(path: Path) -> dict[tuple[int, str, str], dict[str, Any]]:
     return known
 
 
+def best_by_backbone(trials: Sequence[Trial]) -> dict[str, tuple[Point, float]]:
+    """Backbone -> its best recipe and that one's score."""
+    found: dict[str, list[Trial]] = {}
+    for trial in trials:
+        found.setdefault(trial.run.backbone, []).append(trial)
+    return {backbone: best(of) for backbone, of in found.items()}
+
+
 def best(trials: Sequence[Trial]) -> tuple[Point, float]:
     """The recipe with the best mean score over its runs, and that score; of equals, the first."""
     scores: dict[int, list[float]] = {}
@@ -232,30 +243,37 @@ def best(trials: Sequence[Trial]) -> tuple[Point, float]:
     return points[winner], means[winner]
 
 
-def write_choice(
-    path: Path, study: Study, search: Search, chosen: Mapping[str, tuple[Point, float]]
-) -> None:
-    """The choice as a part of a study: its ``methods``, with what was found best.
+Choice = Mapping[str, Mapping[str, tuple[Point, float]]]
+"""Method -> backbone -> best recipe and its score."""
+
+
+def write_choice(path: Path, study: Study, search: Search, chosen: Choice) -> None:
+    """The choice as a part of a study: each backbone's ``recipes``, with what was found best.
 
     Args:
         path: The file, YAML.
         study: The study as it was given; methods that were not tuned stay as they are there.
         search: What was searched.
-        chosen: Method -> best recipe and its score.
+        chosen: The best recipes.
     """
-    methods = {
-        name: merge(overrides or {}, as_overrides(chosen[name][0]) if name in chosen else {})
-        for name, overrides in study.config["methods"].items()
-    }
     lines = [
-        f"# Recipes of {study.name} chosen on the validation split: {search.trials} trials a",
-        f"# method, seed {search.seed}, by the {RULES[search.select]}.",
+        f"# Recipes of {study.name}, chosen on the validation split: for each backbone and method",
+        f"# the best of {search.trials} trials, seed {search.seed}, by the {RULES[search.select]}.",
         "# The test split was not read. To use it:",
         f"#   snakemake --configfile config/{study.name}.yaml {path.as_posix()}",
         "#",
-        *(f"# {name}: {100 * score:.2f}" for name, (_, score) in chosen.items()),
+        *(
+            f"# {name}, {backbone}: {100 * score:.2f}"
+            for name, found in chosen.items()
+            for backbone, (_, score) in found.items()
+        ),
     ]
-    untuned = [name for name in methods if name not in chosen]
+    untuned = [name for name in study.config["methods"] if name not in chosen]
     lines += [f"# not tuned: {', '.join(untuned)}"] if untuned else []
-    body = yaml.safe_dump({"methods": methods}, sort_keys=False)
+    recipes: dict[str, Any] = {}
+    for name, found in chosen.items():
+        for backbone, (point, _) in found.items():
+            part = recipes.setdefault(backbone, {"recipes": {}})
+            part["recipes"][name] = as_overrides(point)
+    body = yaml.safe_dump({"backbones": recipes}, sort_keys=False)
     write_text(path, "\n".join(lines) + "\n" + body)

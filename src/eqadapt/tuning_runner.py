@@ -16,7 +16,15 @@ from eqadapt.runs import StudyFiles, StudyRunner
 from eqadapt.study import Run, Study
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import ImagePipeline
-from eqadapt.tuning import Search, Trial, best, known_trials, with_point, write_choice, write_trials
+from eqadapt.tuning import (
+    Search,
+    Trial,
+    best_by_backbone,
+    known_trials,
+    with_point,
+    write_choice,
+    write_trials,
+)
 
 
 class ValidationRunner(StudyRunner):
@@ -93,7 +101,7 @@ class Tuner:
         """
         methods = list(dict.fromkeys(run.method for run in self.runs))
         plans = {method: self._planned(method) for method in methods}
-        chosen = {method: best(self._tried(method, plans[method])) for method in methods}
+        chosen = {m: best_by_backbone(self._tried(m, plans[m])) for m in methods}
         path = self.folder / "choice.yaml"
         write_choice(path, self.study, self.search, chosen)
         return path
