@@ -1,6 +1,7 @@
 """Tuning: one budget for all, the validation split alone, and a choice that a study takes."""
 
 import csv
+from pathlib import Path
 
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from eqadapt.tuning import (
     best_by_backbone,
     known_trials,
     load_search,
+    untuned,
     with_point,
     write_trials,
 )
@@ -169,6 +171,7 @@ def test_a_search_reads_no_test_split_and_goes_on_trial_by_trial(project, monkey
     run = next(run for run in chosen.runs() if run.method == "prlc" and run.seed == 3)
     winner = max(more, key=lambda row: float(row["score"]))
     assert chosen.recipe_hash(run) == winner["config_hash"]
+    assert untuned(chosen).config == load_study(STUDY).config
     again = with_point(chosen, "prlc", {"train.lr": 0.5})  # beats what a backbone says
     assert again.recipe(run)["train"]["lr"] == 0.5 and again.runs() == chosen.runs()
     text = (project / "results/tiny/tuning/choice.yaml").read_text(encoding="utf-8")
@@ -188,9 +191,17 @@ def test_the_split_that_a_search_must_not_read_fails_where_it_is_asked_for(proje
         _ = data.test
 
 
-def test_the_search_of_the_default_study_is_valid():
+def test_the_default_study_has_the_recipes_that_its_search_chose():
     study = load_study("config/digits.yaml")
-    from pathlib import Path
+    choice = load_study(
+        merge(untuned(study).config, read_yaml(Path("results/digits/tuning/choice.yaml")))
+    )
+    for run in study.trained_runs():
+        assert study.recipe(run) == choice.recipe(run)
+
+
+def test_the_search_of_the_default_study_is_valid():
+    study = untuned(load_study("config/digits.yaml"))
 
     search = load_search(Path("config/tuning/digits.yaml"), study)
     for method in search.spaces:

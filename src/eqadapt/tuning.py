@@ -1,7 +1,8 @@
 """A search for recipes: its space, its trials and its outcome. No torch here.
 
 Every method of a study gets the same number of trials around each backbone, the first of which is
-the study's own recipe; the best on the validation split are written as a part of a study.
+the study's own recipe without its backbones' ``recipes``; the best on the validation split are
+written as such a part of a study.
 """
 
 from __future__ import annotations
@@ -154,6 +155,15 @@ def as_overrides(point: Point) -> dict[str, Any]:
             nested = {part: nested}
         found = merge(found, nested)
     return found
+
+
+def untuned(study: Study) -> Study:
+    """The study without its backbones' ``recipes``: no search builds on an earlier choice."""
+    backbones = {
+        name: {key: value for key, value in section.items() if key != "recipes"}
+        for name, section in study.config["backbones"].items()
+    }
+    return load_study({**study.config, "backbones": backbones})
 
 
 def with_point(study: Study, method: str, point: Point) -> Study:

@@ -27,11 +27,11 @@ def run(args: argparse.Namespace) -> None:
     """Write ``tuning/<method>.csv`` and ``tuning/choice.yaml`` in the study's results."""
     from eqadapt.errors import UserError
     from eqadapt.study import load_study
-    from eqadapt.tuning import load_search
+    from eqadapt.tuning import load_search, untuned
 
     if args.trials is not None and args.trials < 1:
         raise UserError(f"{args.trials} trials", where="--trials", fix="1 or more")
-    study = load_study(args.study, args.set)
+    study = untuned(load_study(args.study, args.set))
     path = args.space or Path("config/tuning") / f"{study.name}.yaml"
     search = load_search(path, study, args.trials)
     trained = study.trained_runs()
