@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,10 @@ _UNJOINED = ("search behind a gate", "posterior over poses and classes")
 _NAMED: tuple[str, ...] = ("vanilla", "oracle", "oracle_classes", "posterior_classes")
 _NAMED += ("equitune", "equizero", "ood_energy")
 _TICKS = (0, 10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 88, 90, 92, 94, 95, 96, 97, 98, 99, 99.5)
+_FONT = 7.5
 _LINE = 9.5  # points of length from one label to the next
+_ALIGNED = ("right", "left")  # ends of a label above its point
+_Box = tuple[float, float, float, float]
 _BESIDE_REACH = 60.0  # and how far right of a point its label may start
 _WORTH = 0.5  # points of accuracy: less is no reason to name a method of higher cost
 
@@ -67,8 +70,10 @@ def accuracy_against_cost(results: Results, cells: list[Cell]) -> Figure:
     cost or less are named and joined; methods of equal cost stand side by side.
     """
     figure, axes = panels(len(cells), 6.8, 4.8, most=2)
+    named = []
     for axis, cell in zip(axes, cells):
-        _cost_panel(axis, method_rows(results, cell))
+        rows = method_rows(results, cell)
+        named.append((axis, rows, *_cost_panel(axis, rows)))
         axis.set_title(f"{backbone_label(cell.backbone)}, {cell.group}")
         axis.set_ylabel(f"accuracy over {cell.group} (%)")
     handles: dict[str, Any] = {}
@@ -82,6 +87,9 @@ def accuracy_against_cost(results: Results, cells: list[Cell]) -> Figure:
         loc="outside lower center",
         ncols=3,
     )
+    figure.draw_without_rendering()  # labels are placed where points will stand
+    for panel in named:
+        _name_points(*panel)
     return figure
 
 
@@ -103,7 +111,8 @@ def _passes(row: MethodRow) -> float:
     return float(row.means["backbone_passes"])
 
 
-def _cost_panel(axis: Axes, rows: Sequence[MethodRow]) -> None:
+def _cost_panel(axis: Axes, rows: Sequence[MethodRow]) -> tuple[Mapping[str, float], Sequence[str]]:
+    """Draws everything but labels; returns where points stand, and the front."""
     kinds = {row.method: family(row.method) for row in rows}
     places = _side_by_side(rows)
     for row in rows:
@@ -117,7 +126,7 @@ def _cost_panel(axis: Axes, rows: Sequence[MethodRow]) -> None:
             yerr=spread,
             color=colour,
             marker=marker,
-            markersize=8 if marker == "*" else 5,
+            markersize={"*": 8, "X": 6.5}.get(marker, 5),
             markeredgecolor="white",
             markeredgewidth=0.5,
             elinewidth=1.0,
@@ -147,7 +156,7 @@ def _cost_panel(axis: Axes, rows: Sequence[MethodRow]) -> None:
     axis.set_xlim(0.8, max(ticks) * 2.6)
     axis.set_xlabel("passes of the backbone an image")
     axis.grid(color=GRID)
-    _name_points(axis, rows, places, front, _NAMED)
+    return places, front
 
 
 def _name_points(
@@ -155,38 +164,69 @@ def _name_points(
     rows: Sequence[MethodRow],
     places: Mapping[str, float],
     front: Sequence[str],
-    others: Sequence[str],
 ) -> None:
-    """Labels: the front's below its first point and above the others, else right of the points."""
+    """Labels, each in the first of its places where it covers no point and no other label.
+
+    The front's first label stands below its point, further ones above theirs if they can; other
+    methods' right of the points.
+    """
     spots = {row.method: _spot(axis, places[row.method], row.average.mean) for row in rows}
-    lowest: dict[float, float] = {}
+    taken: list[_Box] = []
     for row in rows:  # the best first
-        name, (across, up) = row.method, spots[row.method]
-        if name in front:
-            last = name == front[-1] and len(front) > 2
-            under = name == front[0]
-            shift = (3.0, -5.0) if under else (-3.0 if last else 3.0, 6.0)
-            where = ("left" if under or last else "right", "top" if under else "bottom")
-        elif name in others:
-            cost = _passes(row)
-            line = min(up, lowest.get(cost, math.inf) - _LINE)  # moved down off the one before
-            lowest[cost] = line
-            near = [s[0] for s in spots.values() if abs(s[1] - line) < _LINE]
-            right = max((a for a in near if abs(a - across) < _BESIDE_REACH), default=across)
-            shift, where = (right - across + 7.0, line - up), ("left", "center")
-        else:
+        name = row.method
+        if name not in front and name not in _NAMED:
             continue
+        label = method_style(name).label
+        if name == front[0]:
+            wanted = [(3.0, -5.0 - _LINE / 2, "left")]
+        elif name in front:
+            above = [(0.0, 6.0 + _LINE * (k + 0.5), ha) for k in range(5) for ha in _ALIGNED]
+            below = [(3.0, -6.0 - _LINE * (k + 0.5), "left") for k in range(3)]
+            wanted = [*above[:2], *below, *above[2:]]
+        else:
+            wanted = [_beside(spots, name, -k * _LINE) for k in range(5)]
+        boxes = [_box(spots[name], place, label) for place in wanted]
+        free = [n for n, box in enumerate(boxes) if not _covers(box, taken, spots.values())]
+        across, up, ha = wanted[free[0] if free else 0]
+        taken.append(boxes[free[0] if free else 0])
         axis.annotate(
-            method_style(name).label,
+            label,
             (places[name], row.average.mean),
-            xytext=shift,
+            xytext=(across, up),
             textcoords="offset points",
-            fontsize=7.5,
-            ha=where[0],
-            va=where[1],
+            fontsize=_FONT,
+            ha=ha,
+            va="center",
             color=INK,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],  # lines may pass below
         )
+
+
+def _beside(
+    spots: Mapping[str, tuple[float, float]], name: str, lower: float
+) -> tuple[float, float, str]:
+    """Where a label stands right of the points that are at its height."""
+    across, up = spots[name]
+    near = [a for a, u in spots.values() if abs(u - up - lower) < _LINE / 2]
+    right = max((a for a in near if abs(a - across) < _BESIDE_REACH), default=across)
+    return max(right, across) - across + 7.0, lower, "left"
+
+
+def _box(spot: tuple[float, float], place: tuple[float, float, str], label: str) -> _Box:
+    """Left, right, lower and upper end of a label, in points of length."""
+    width = 0.52 * _FONT * len(label)  # about
+    left = spot[0] + place[0] - (width if place[2] == "right" else 0.0)
+    return left, left + width, spot[1] + place[1] - _LINE / 2, spot[1] + place[1] + _LINE / 2
+
+
+def _covers(box: _Box, taken: Sequence[_Box], spots: Iterable[tuple[float, float]]) -> bool:
+    """Whether a label covers another one or a point."""
+    left, right, low, high = box
+    points = any(left < a < right and low - 1.0 < u < high + 1.0 for a, u in spots)
+    return points or any(
+        left < other[1] and other[0] < right and low < other[3] and other[2] < high
+        for other in taken
+    )
 
 
 def _spot(axis: Axes, place: float, value: float) -> tuple[float, float]:
