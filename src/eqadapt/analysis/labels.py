@@ -288,7 +288,7 @@ _LISTED = (
     (
         "posterior_classes",
         "Posterior (poses and classes)",
-        "#882255",
+        "#551144",
         "X",
         "solid",
         "The posterior over pairs of pose and class: a scorer that tells classes too is a second "
