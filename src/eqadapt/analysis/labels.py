@@ -341,8 +341,8 @@ _LISTED = (
         "oracle_classes",
         "Oracle (poses and classes)",
         "#b9b9b9",
-        "x",
-        "dotted",
+        "+",
+        "dashed",
         "The true turn is undone before the vanilla network and the scorer's own classifier: the "
         "ceiling where both are multiplied.",
     ),
