@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from eqadapt.groups import disk_mask
 from eqadapt.scorers.bases import filter_basis, pixel_basis
+from eqadapt.scorers.spectral import SpectralConv2d
 
 
 class RegularConv(nn.Module):
@@ -156,7 +157,8 @@ class Residual(nn.Module):
 def plain_layers(network: nn.Module) -> nn.Module:
     """A network of these layers in plain ones, for evaluation.
 
-    Filters are expanded for good, and a normalization after a convolution becomes part of it.
+    Filters are expanded for good, a normalization after a convolution becomes part of it, and wide
+    convolutions go through Fourier space where this is faster.
     """
     if isinstance(network, Residual):
         return Residual(plain_layers(network.body), plain_layers(network.shortcut))
@@ -169,6 +171,9 @@ def plain_layers(network: nn.Module) -> nn.Module:
             layers[-1] = fuse_conv_bn_eval(layers[-1].eval(), layer.plain())
         elif not isinstance(layer, nn.Dropout):
             layers.append(plain_layers(layer))
+    layers = [
+        SpectralConv2d.of(layer) if isinstance(layer, nn.Conv2d) else layer for layer in layers
+    ]
     return nn.Sequential(*layers).eval().requires_grad_(False)
 
 

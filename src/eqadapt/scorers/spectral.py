@@ -1,0 +1,145 @@
+"""Wide convolutions on processors as products of tiles in Fourier space.
+
+A 5 x 5 filter costs 25 multiplications a pixel and pair of channels. Cut into overlapping tiles
+(overlap-save) and transformed, the same convolution costs about four, at the same float32 accuracy;
+the transforms themselves are paid once a channel, not once a pair, so it takes many channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SMALLEST_KERNEL = 5
+FEWEST_CHANNELS = 128
+FEWEST_TILES = 16  # of one image: for fewer, reading the spectra of the filters takes too long
+LARGEST_TILE = 20  # beyond, spectra of 256 channels outgrow the caches
+
+
+class SpectralConv2d(nn.Conv2d):
+    """A convolution for evaluation that goes through Fourier space where this is faster.
+
+    That is in float32, on a processor, for maps that are large enough; else it is ``nn.Conv2d``.
+    Images are treated one by one, so that no result depends on the batch it is in. The spectra of
+    the filters are computed at the first call.
+    """
+
+    _spectra: dict[int, tuple[int, Tensor]]
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> nn.Conv2d:
+        """The same layer, of this class if it is one that gains by it."""
+        if not suits(conv):
+            return conv
+        bias = conv.bias is not None
+        new = cls(conv.in_channels, conv.out_channels, conv.kernel_size, bias=bias)  # type: ignore[arg-type]
+        new.weight = conv.weight
+        if bias:
+            new.bias = conv.bias
+        return new.train(conv.training)
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+        self._spectra = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, H) to (B, O, H - k + 1, H - k + 1)."""
+        kernel, side = self.kernel_size[0], x.shape[-1]
+        tile = best_tile(side, kernel)
+        if not _gains(x) or _steps(side, kernel, tile) ** 2 < FEWEST_TILES:
+            return super().forward(x)
+        spectra = self._spectra_for(tile)
+        out = torch.empty(len(x), self.out_channels, *[side - kernel + 1] * 2)
+        for image, into in zip(x, out, strict=True):
+            into.copy_(correlate(image, spectra, tile, kernel))
+        return out if self.bias is None else out.add_(self.bias.view(-1, 1, 1))
+
+    def _spectra_for(self, tile: int) -> Tensor:
+        version = 0 if self.weight.is_inference() else self.weight._version
+        known = self._spectra.get(tile)
+        if known is None or known[0] != version:
+            with torch.inference_mode(False), torch.no_grad():
+                known = version, filter_spectra(self.weight, tile)
+            self._spectra[tile] = known
+        return known[1]
+
+
+def _gains(x: Tensor) -> bool:
+    """Whether the way through Fourier space is the faster one, and nothing is lost by it."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.shape[-1] != x.shape[-2]:
+        return False
+    return not (torch.is_autocast_enabled("cpu") or (torch.is_grad_enabled() and x.requires_grad))
+
+
+def suits(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is of the kind that gains: large filters, many channels, no stride."""
+    return (
+        min(conv.kernel_size) >= SMALLEST_KERNEL
+        and conv.kernel_size[0] == conv.kernel_size[1]
+        and min(conv.in_channels, conv.out_channels) >= FEWEST_CHANNELS
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.padding == (0, 0)
+        and conv.groups == 1
+    )
+
+
+def best_tile(side: int, kernel: int) -> int:
+    """The tile with the fewest products for maps of that side.
+
+    Of tiles whose transforms are fast: sides with no prime factor above 5.
+    """
+    return min(_tiles(kernel), key=lambda tile: _products(side, kernel, tile))
+
+
+def _tiles(kernel: int) -> Iterator[int]:
+    for tile in range(2 * kernel, max(LARGEST_TILE, 3 * kernel) + 1):
+        rest = tile
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            yield tile
+
+
+def _products(side: int, kernel: int, tile: int) -> int:
+    """Complex products a pair of channels."""
+    return _steps(side, kernel, tile) ** 2 * tile * (tile // 2 + 1)
+
+
+def _steps(side: int, kernel: int, tile: int) -> int:
+    """Tiles along one side: each gives ``tile - kernel + 1`` pixels."""
+    return -(-(side - kernel + 1) // (tile - kernel + 1))
+
+
+def filter_spectra(weight: Tensor, tile: int) -> Tensor:
+    """Spectra (tile * (tile // 2 + 1), O, C), complex, of filters (O, C, k, k)."""
+    spectra = torch.fft.rfft2(weight, s=(tile, tile)).conj()  # a correlation, as conv2d
+    return spectra.flatten(2).permute(2, 0, 1).resolve_conj().contiguous()
+
+
+def correlate(image: Tensor, spectra: Tensor, tile: int, kernel: int) -> Tensor:
+    """What ``conv2d`` gives of one image, tile by tile in Fourier space.
+
+    Args:
+        image: (C, H, H) float32.
+        spectra: Of ``filter_spectra`` for this tile.
+        tile: Side of the tiles, overlapping by ``kernel - 1``.
+        kernel: Side of the filters.
+
+    Returns:
+        (O, H - kernel + 1, H - kernel + 1).
+    """
+    side, step = image.shape[-1], tile - kernel + 1
+    count = _steps(side, kernel, tile)
+    beyond = count * step + kernel - 1 - side
+    tiles = F.pad(image, (0, beyond, 0, beyond)).unfold(1, tile, step).unfold(2, tile, step)
+    found = torch.fft.rfft2(tiles.contiguous()).view(-1, len(spectra))  # (C * tiles, frequencies)
+    found = found.t().contiguous().view(len(spectra), len(image), -1)
+    found = torch.bmm(spectra, found).flatten(1).t().contiguous()  # (O * tiles, frequencies)
+    found = torch.fft.irfft2(found.view(-1, tile, tile // 2 + 1), s=(tile, tile))
+    pixels = found[:, :step, :step].view(-1, count, count, step, step)
+    pixels = pixels.transpose(2, 3).reshape(-1, count * step, count * step)
+    return pixels[:, : side - kernel + 1, : side - kernel + 1]
