@@ -59,7 +59,7 @@ def test_the_study_in_the_documentation_is_one():
     study = load_study(yaml.safe_load(block))
     assert len(study.runs()) == 9 and study.preparation("mine").size == 96
     weights = text.split("## Backbones")[1].split("## A trained")[0]
-    named = set(re.findall(r"`(?:config/)?([a-z_]+\.yaml)`", weights))
+    named = set(re.findall(r"`(?:config/)?([a-z0-9_]+\.yaml)`", weights))
     folder = REPOSITORY / "config"
     with_weights = {p.name for p in folder.glob("*.yaml") if "cifar10_resnets" in p.read_text()}
     assert with_weights == named

@@ -51,26 +51,34 @@ def test_every_method_gets_as_many_trials_and_more_go_on_where_fewer_ended(tmp_p
     search = search_of(tmp_path)
     assert search.seed == 3 and set(search.spaces) == {"vanilla", "prlc"}
     for method in search.spaces:
-        points = search.points(method)
+        points = search.points(method, "resnet_small")
         assert len(points) == 3 and points[0] == {}
         assert len({str(point) for point in points}) == 3
-        longer = search_of(tmp_path, trials=9).points(method)
+        longer = search_of(tmp_path, trials=9).points(method, "resnet_small")
         assert longer[:3] == points
-    assert search.points("vanilla") != search_of(tmp_path, draw=1).points("vanilla")
-    widths = {point["scorer.width"] for point in search_of(tmp_path, trials=20).points("prlc")[1:]}
+    assert search.points("vanilla", "resnet_small") != search_of(tmp_path, draw=1).points(
+        "vanilla", "resnet_small"
+    )
+    widths = {
+        point["scorer.width"]
+        for point in search_of(tmp_path, trials=20).points("prlc", "resnet_small")[1:]
+    }
     assert widths == {2, 4}
-    rates = [point["train.lr"] for point in search_of(tmp_path, trials=200).points("vanilla")[1:]]
+    rates = [
+        point["train.lr"]
+        for point in search_of(tmp_path, trials=200).points("vanilla", "resnet_small")[1:]
+    ]
     assert 1e-4 <= min(rates) < 2e-4 and 5e-3 < max(rates) <= 1e-2
     assert 60 < sum(rate < 1e-3 for rate in rates) < 140  # as many in each decade
 
 
 def test_a_grid_that_cannot_fill_the_budget_is_refused():
     grid = {"train.lr": [0.1, 0.2], "train.epochs": [1, 2]}
-    points = Search(5, "mean", 0, 0, {"vanilla": grid}).points("vanilla")
+    points = Search(5, "mean", 0, 0, {"vanilla": grid}).points("vanilla", "resnet_small")
     assert len({str(sorted(p.items())) for p in points}) == 5
     for space, trials in ((grid, 6), ({}, 2)):
         with pytest.raises(UserError, match="the budget would not be the same"):
-            Search(trials, "mean", 0, 0, {"vanilla": space}).points("vanilla")
+            Search(trials, "mean", 0, 0, {"vanilla": space}).points("vanilla", "resnet_small")
 
 
 @pytest.mark.parametrize(
@@ -81,6 +89,9 @@ def test_a_grid_that_cannot_fill_the_budget_is_refused():
         ({"trials": 0}, "trials"),
         ({"space": {"train.lr": {"low": 0, "high": 1}}}, "low 0, high 1"),
         ({"space": {"train.lr": {"low": 2, "high": 1, "scale": "linear"}}}, "low 2, high 1"),
+        ({"backbones": {"vit_small": {}}}, "backbones.vit_small: not in the study"),
+        ({"backbones": {"resnet_small": {"train.loss": [1]}}}, "train.loss: searched for no"),
+        ({"backbones": {"resnet_small": {"train.lr": {"low": 1, "high": 1}}}}, "low 1, high 1"),
         ({"budget": 3}, "budget"),
     ],
 )
@@ -88,6 +99,17 @@ def test_faults_of_a_search_are_told(tmp_path, change, said):
     with pytest.raises(UserError, match="not a valid search") as caught:
         search_of(tmp_path, **change)
     assert said in str(caught.value)
+
+
+def test_a_backbone_may_have_ranges_of_its_own_and_the_same_draws(tmp_path):
+    own = {"resnet_small": {"train.lr": {"low": 1e-6, "high": 1e-4}}}
+    plain, ranged = search_of(tmp_path), search_of(tmp_path, backbones=own)
+    for method in ("vanilla", "prlc"):
+        points = ranged.points(method, "resnet_small")
+        assert ranged.points(method, "another") == plain.points(method, "resnet_small")
+        for lower, higher in zip(points[1:], plain.points(method, "another")[1:], strict=True):
+            assert lower["train.lr"] == pytest.approx(higher["train.lr"] / 100, rel=0.01)
+            assert {**lower, "train.lr": 0} == {**higher, "train.lr": 0}
 
 
 def test_the_best_recipe_is_best_on_average_and_the_first_of_equals():
@@ -179,6 +201,24 @@ def test_a_search_reads_no_test_split_and_goes_on_trial_by_trial(project, monkey
     assert "not tuned: oracle" in text
 
 
+def test_trials_may_be_shorter_than_the_study_and_the_choice_is_for_the_study(project, monkeypatch):
+    within = {"datasets": {"digits": {"limit_train": 20}}, "train": {"epochs": 0}}
+    space = project / "short.yaml"
+    space.write_text(yaml.safe_dump({**SPACE, "trials": 2, "within": within}), encoding="utf-8")
+    flags = ["--space", "short.yaml", "--method", "prlc", "--results", "results/short"]
+    monkeypatch.chdir(project)
+    assert main(["tune", "--study", "study.yaml", *flags]) == 0
+    with (project / "results/short/tuning/prlc.csv").open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    short = load_study(merge(STUDY, within))
+    run = next(run for run in short.runs() if run.method == "prlc" and run.seed == 3)
+    assert rows[0]["config_hash"] == short.recipe_hash(run)
+    path = project / "results/short/tuning/choice.yaml"
+    recipe = read_yaml(path)["backbones"]["resnet_small"]["recipes"]["prlc"]
+    assert recipe.get("train", {}).keys() <= {"lr"}
+    assert "limit_train: 20" in path.read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_the_split_that_a_search_must_not_read_fails_where_it_is_asked_for(project):
     from eqadapt.runs import StudyFiles
@@ -191,18 +231,24 @@ def test_the_split_that_a_search_must_not_read_fails_where_it_is_asked_for(proje
         _ = data.test
 
 
-def test_the_default_study_has_the_recipes_that_its_search_chose():
-    study = load_study("config/digits.yaml")
-    choice = load_study(
-        merge(untuned(study).config, read_yaml(Path("results/digits/tuning/choice.yaml")))
-    )
+SEARCHED = sorted(path.stem for path in Path("config/tuning").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in SEARCHED if Path(f"results/{name}/tuning/choice.yaml").is_file()]
+)
+def test_a_study_has_the_recipes_that_its_search_chose(name):
+    study = load_study(f"config/{name}.yaml")
+    choice = read_yaml(Path(f"results/{name}/tuning/choice.yaml"))
+    chosen = load_study(merge(untuned(study).config, choice))
     for run in study.trained_runs():
-        assert study.recipe(run) == choice.recipe(run)
+        assert study.recipe(run) == chosen.recipe(run)
 
 
-def test_the_search_of_the_default_study_is_valid():
-    study = untuned(load_study("config/digits.yaml"))
-
-    search = load_search(Path("config/tuning/digits.yaml"), study)
+@pytest.mark.parametrize("name", SEARCHED)
+def test_the_searches_in_config_are_valid(name):
+    study = untuned(load_study(f"config/{name}.yaml"))
+    search = load_search(Path(f"config/tuning/{name}.yaml"), study)
     for method in search.spaces:
-        assert len(search.points(method)) == search.trials
+        for backbone in study.config["backbones"]:
+            assert len(search.points(method, backbone)) == search.trials

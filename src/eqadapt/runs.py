@@ -25,7 +25,7 @@ from eqadapt.backbones import Backbone, count_parameters, load_state
 from eqadapt.datasets import prepared
 from eqadapt.errors import UserError
 from eqadapt.evaluation import OrbitPredictions, gallery, predict_orbit
-from eqadapt.files import atomic_path, json_dumps, write_json, write_text
+from eqadapt.files import atomic_path, json_dumps, sha256_file, write_json, write_text
 from eqadapt.groups import RotationAction, parse_group
 from eqadapt.methods import get_method
 from eqadapt.provenance import provenance
@@ -214,11 +214,18 @@ class StudyRunner:
         Args:
             run: The run.
             recipe: Its recipe.
-            model: Its model before training.
+            model: Its model before training; its scorer is given the weights it starts from.
             stem: Names its progress, and the lines that tell of it.
             identity: Whatever decides the result; progress of another one is not resumed.
         """
         data = self.data(run.dataset)
+        start = self.study.scorer_start(run) if "scorer_start" in recipe["train"] else None
+        if start is not None:
+            tensors, _ = checkpoint.load(start)
+            scorer = checkpoint.without_prefix("scorer", tensors, ".")
+            assert model.scorer is not None
+            load_state(model.scorer, scorer, str(start))
+            identity = [*identity, sha256_file(start)]
         return Trainer(
             model,
             get_method(run.method),

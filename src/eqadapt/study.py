@@ -97,6 +97,7 @@ _LATER = {
     "scorer_amp": "none",
     "scorer_optimizer": "same",
     "prior_schedule": "constant",
+    "scorer_start": None,
 }
 
 
@@ -256,9 +257,19 @@ class Study:
             return None
         return replace(run, regime="joint", method="vanilla", group="C1")
 
+    def scorer_start(self, run: Run) -> Path | None:
+        """The checkpoint whose canonicalizer a run's begins as; None for a new one."""
+        pattern = self.recipe(run)["train"]["scorer_start"]
+        if pattern is None or get_method(run.method).scorer != "image":
+            return None
+        return Path(expanded(pattern.format(**run.as_dict())))
+
     def missing_weights(self) -> list[str]:
         """What to say of weights files that are not there; the study's mirror is theirs too."""
         said = []
+        for path in sorted({str(self.scorer_start(run)) for run in self.trained_runs()} - {"None"}):
+            if not Path(path).is_file():
+                said.append(f"train.scorer_start: no such checkpoint: {path}")
         for name, backbone in self.config["backbones"].items():
             path = str(backbone["file"] or "")
             if self.config["mirror"]:

@@ -470,6 +470,18 @@ def _scorers(config: Mapping[str, Any]) -> Iterator[Fault]:
             yield f"{path}.{key}", f"not an option of {section['name']}", ", ".join(sorted(options))
 
 
+def _scorer_starts(config: Mapping[str, Any]) -> Iterator[Fault]:
+    overs = [(f"{path}.train", over.get("train", {})) for path, over in _overrides(config)]
+    fields = ("dataset", "backbone", "regime", "method", "group", "seed")
+    for path, section in [("train", config["train"]), *overs]:
+        pattern = section.get("scorer_start")
+        try:
+            (pattern or "").format(**dict.fromkeys(fields, ""))
+        except (KeyError, IndexError, ValueError):
+            known = ", ".join(f"{{{field}}}" for field in fields)
+            yield f"{path}.scorer_start", f"unknown field in {pattern!r}", known
+
+
 def _asks_for_classes(config: Mapping[str, Any], path: str) -> bool:
     """Whether a class-wise prior is trained with the scorer section at that path."""
     asking = [n for n in config["methods"] if n in METHODS and METHODS[n].prior == "classwise"]
@@ -500,6 +512,7 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Fault]], ...] = (
     _datasets,
     _backbones,
     _scorers,
+    _scorer_starts,
     _test_time,
     _transfer,
 )

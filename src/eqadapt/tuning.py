@@ -13,7 +13,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ class Search:
         seed: The seed every trial trains with.
         draw: Seed of the draws.
         spaces: Method -> dotted key -> values or range.
+        backbones: Backbone -> dotted key -> what is searched around it instead.
+        within: Merged into the study for the trials alone.
     """
 
     trials: int
@@ -57,14 +59,21 @@ class Search:
     seed: int
     draw: int
     spaces: Mapping[str, Mapping[str, Any]]
+    backbones: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    within: Mapping[str, Any] = field(default_factory=dict)
 
-    def points(self, method: str) -> list[Point]:
-        """The recipes tried for a method; the first changes nothing.
+    def space(self, method: str, backbone: str) -> dict[str, Any]:
+        """What is searched for a method around a backbone: dotted key -> values or range."""
+        own = self.backbones.get(backbone, {})
+        return {key: own.get(key, of) for key, of in self.spaces[method].items()}
+
+    def points(self, method: str, backbone: str) -> list[Point]:
+        """The recipes tried for a method around a backbone; the first changes nothing.
 
         Raises:
             UserError: The space has fewer points than there are trials.
         """
-        space, wanted = self.spaces[method], self.trials - 1
+        space, wanted = self.space(method, backbone), self.trials - 1
         if all(isinstance(values, list) for values in space.values()):
             grid = [dict(zip(space, values)) for values in itertools.product(*space.values())]
             if wanted and (len(grid) < wanted or not space):
@@ -115,9 +124,20 @@ def load_search(path: Path, study: Study, trials: int | None = None) -> Search:
     faults += [f"methods.{name}: not trained by the study" for name in set(given) - set(trained)]
     shared = content.get("space", {}) if not faults else {}
     spaces = {method: _space(shared, given.get(method, {})) for method in trained}
+    backbones = content.get("backbones", {}) if not faults else {}
     faults += [
-        f"{method}: {key}: low {of['low']}, high {of['high']}"
-        for method, space in spaces.items()
+        f"backbones.{name}: not in the study"
+        for name in set(backbones) - set(study.config["backbones"])
+    ]
+    searched = {key for space in spaces.values() for key in space}
+    faults += [
+        f"backbones.{name}: {key}: searched for no method"
+        for name, space in backbones.items()
+        for key in set(space) - searched
+    ]
+    faults += [
+        f"{name}: {key}: low {of['low']}, high {of['high']}"
+        for name, space in {**spaces, **backbones}.items()
         for key, of in space.items()
         if isinstance(of, Mapping) and not _is_range(of)
     ]
@@ -134,6 +154,8 @@ def load_search(path: Path, study: Study, trials: int | None = None) -> Search:
         study.config["seeds"][0] if seed is None else seed,
         content.get("draw", 0),
         spaces,
+        backbones,
+        content.get("within", {}),
     )
 
 
@@ -278,8 +300,11 @@ def write_choice(path: Path, study: Study, search: Search, chosen: Choice) -> No
             for backbone, (_, score) in found.items()
         ),
     ]
-    untuned = [name for name in study.config["methods"] if name not in chosen]
-    lines += [f"# not tuned: {', '.join(untuned)}"] if untuned else []
+    if search.within:
+        changed = yaml.safe_dump(dict(search.within), default_flow_style=True, width=60).strip()
+        lines += ["# trials ran with:", *(f"#   {line}" for line in changed.splitlines())]
+    left = [name for name in study.config["methods"] if name not in chosen]
+    lines += [f"# not tuned: {', '.join(left)}"] if left else []
     recipes: dict[str, Any] = {}
     for name, found in chosen.items():
         for backbone, (point, _) in found.items():

@@ -13,7 +13,7 @@ from eqadapt.evaluation import predict_orbit
 from eqadapt.groups import RotationAction, parse_group
 from eqadapt.methods import get_method
 from eqadapt.runs import StudyFiles, StudyRunner
-from eqadapt.study import Run, Study
+from eqadapt.study import Run, Study, load_study, merge
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import ImagePipeline
 from eqadapt.tuning import (
@@ -88,7 +88,8 @@ class Tuner:
     ) -> None:
         self.study, self.search, self.files, self.runs, self.say = study, search, files, runs, say
         self.folder = files.results / "tuning"
-        self.data = ValidationRunner(study, files, say)
+        self.reduced = load_study(merge(study.config, search.within))
+        self.data = ValidationRunner(self.reduced, files, say)
 
     def tune(self) -> Path:
         """Try everything that is not known yet, write the trials and the choice.
@@ -106,24 +107,30 @@ class Tuner:
         write_choice(path, self.study, self.search, chosen)
         return path
 
-    def _planned(self, method: str) -> list[tuple[int, dict, Study]]:
-        points = self.search.points(method)
+    def _planned(self, method: str) -> list[tuple[int, Run, dict, Study]]:
+        """Every trial of every run of a method: its number, its run, what it changes, its study."""
+        plan = [
+            (number, run, dict(point))
+            for run in self.runs
+            if run.method == method
+            for number, point in enumerate(self.search.points(method, run.backbone))
+        ]
+        plan.sort(key=lambda trial: trial[0])
         return [
-            (number, dict(point), with_point(self.study, method, point))
-            for number, point in enumerate(points)
+            (number, run, point, with_point(self.reduced, method, point))
+            for number, run, point in plan
         ]
 
-    def _tried(self, method: str, plan: Sequence[tuple[int, dict, Study]]) -> list[Trial]:
+    def _tried(self, method: str, plan: Sequence[tuple[int, Run, dict, Study]]) -> list[Trial]:
         path = self.folder / f"{method}.csv"
         known, trials, left = known_trials(path), [], []
-        for number, point, study in plan:
-            for run in (run for run in self.runs if run.method == method):
-                found = known.get((number, run.stem, study.recipe_hash(run)))
-                if found is None:
-                    left.append((number, point, study, run))
-                else:
-                    found = {**found, "score": self._score(found)}
-                    trials.append(Trial(number, run, point, found))
+        for number, run, point, study in plan:
+            found = known.get((number, run.stem, study.recipe_hash(run)))
+            if found is None:
+                left.append((number, point, study, run))
+            else:
+                found = {**found, "score": self._score(found)}
+                trials.append(Trial(number, run, point, found))
         for number, point, study, run in left:
             trials.append(Trial(number, run, point, self._train(number, run, study)))
             write_trials(path, trials)

@@ -194,9 +194,12 @@ class Part:
         return run_files(dict.fromkeys(run.source for run in self.covered(wildcards)), CHECKPOINT)
 
     def starts(self, wildcards):
-        """The checkpoints whose backbones one job's runs start from."""
-        starts = [STUDY.start(run) for run in self.covered(wildcards)]
-        return run_files(dict.fromkeys(filter(None, starts)), CHECKPOINT)
+        """The checkpoints that one job's runs start from: of backbones, and of scorers."""
+        runs = self.covered(wildcards)
+        backbones = dict.fromkeys(filter(None, map(STUDY.start, runs)))
+        scorers = dict.fromkeys(filter(None, map(STUDY.scorer_start, runs)))
+        there = [path.as_posix() for path in scorers if path.is_file()]  # else told at the start
+        return run_files(backbones, CHECKPOINT) + there
 
 
 def parts(verb, runs):

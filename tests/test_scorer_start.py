@@ -1,0 +1,93 @@
+"""A run whose canonicalizer begins as that of another study's run."""
+
+import pytest
+import torch
+import yaml
+
+from eqadapt import checkpoint
+from eqadapt.cli import main
+from eqadapt.errors import UserError
+from eqadapt.runs import StudyFiles, StudyRunner
+from eqadapt.study import load_study, merge
+
+FIRST = {
+    "study": "first",
+    "datasets": {"digits": {"limit_train": 40}},
+    "backbones": {"resnet_small": {"weights": "scratch"}},
+    "groups": ["C4"],
+    "methods": ["vanilla", "prlc"],
+    "seeds": [0, 1],
+    "image": {"size": 16},
+    "scorer": {"width": 2, "layers": 2, "input_size": 17},
+    "train": {"epochs": 1, "batch_size": 20, "scorer_lr": 0.03},
+    "device": "cpu",
+}
+PATTERN = "results/first/runs/{dataset}-{backbone}-{regime}-{method}-{group}-seed{seed}"
+SECOND = merge(
+    FIRST,
+    {
+        "study": "second",
+        "train": {"epochs": 0, "scorer_start": f"{PATTERN}/checkpoint.safetensors"},
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    from test_distributed import prepare_digits
+
+    folder = tmp_path_factory.mktemp("start")
+    prepare_digits(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for study in (FIRST, SECOND):
+            path = folder / f"{study['study']}.yaml"
+            path.write_text(yaml.safe_dump(study), encoding="utf-8")
+            assert main(["train", "--study", path.name]) == 0
+    return folder
+
+
+def scorer_of(project, study, seed):
+    run = f"results/{study}/runs/digits-resnet_small-joint-prlc-C4-seed{seed}"
+    tensors, _ = checkpoint.load(project / run / "checkpoint.safetensors")
+    return checkpoint.without_prefix("scorer", tensors, ".")
+
+
+def test_each_run_begins_as_the_run_that_the_path_names_for_it(project):
+    for seed in (0, 1):
+        first, second = scorer_of(project, "first", seed), scorer_of(project, "second", seed)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    other = scorer_of(project, "second", 0)
+    assert not all(torch.equal(second[key], other[key]) for key in other)
+
+
+def test_methods_without_a_network_that_scores_start_from_nothing():
+    study = load_study(SECOND)
+    starts = {run.method: study.scorer_start(run) for run in study.trained_runs()}
+    assert starts["vanilla"] is None and starts["prlc"].name == "checkpoint.safetensors"
+
+
+def test_where_a_run_starts_is_part_of_what_it_is():
+    plain, started = load_study(FIRST), load_study(SECOND)
+    plain = load_study({**FIRST, "train": {**FIRST["train"], "epochs": 0}})
+    run = plain.trained_runs()[-1]
+    assert plain.recipe_hash(run) != started.recipe_hash(run)
+
+
+def test_a_missing_or_foreign_checkpoint_is_told_before_training(project, monkeypatch):
+    monkeypatch.chdir(project)
+    lacking = load_study(merge(SECOND, {"train": {"scorer_start": "gone/{seed}.safetensors"}}))
+    said = lacking.missing_weights()
+    assert len(said) == 2 and "no such checkpoint: gone/0.safetensors" in said[0]
+    foreign = load_study(merge(SECOND, {"scorer": {"width": 4}}))
+    files = StudyFiles(*(project / name for name in ("results/x", "scratch/x", "data/prepared")))
+    runner = StudyRunner(foreign, files, lambda _line: None)
+    run = next(run for run in foreign.trained_runs() if run.method == "prlc")
+    with pytest.raises(UserError, match="another architecture"):
+        runner.train(run)
+
+
+def test_an_unknown_field_of_the_path_is_a_fault():
+    with pytest.raises(UserError, match="scorer_start: unknown field"):
+        load_study(merge(SECOND, {"train": {"scorer_start": "{sead}.safetensors"}}))
