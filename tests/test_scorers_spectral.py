@@ -24,6 +24,7 @@ def test_tiles_give_what_a_direct_convolution_gives(side, kernel):
     exact = F.conv2d(image[None].double(), weight.double())[0]
     for tile in {best_tile(side, kernel), 2 * kernel + 1}:
         found = correlate(image, filter_spectra(weight, tile), tile, kernel)
+        found = found[:, : side - kernel + 1, : side - kernel + 1]
         assert found.shape == exact.shape
         assert (found - exact).abs().max() < 2e-6 * exact.abs().max()
 

@@ -52,10 +52,8 @@ class SpectralConv2d(nn.Conv2d):
         if not _gains(x) or _steps(side, kernel, tile) ** 2 < FEWEST_TILES:
             return super().forward(x)
         spectra = self._spectra_for(tile)
-        out = torch.empty(len(x), self.out_channels, *[side - kernel + 1] * 2)
-        for image, into in zip(x, out, strict=True):
-            into.copy_(correlate(image, spectra, tile, kernel))
-        return out if self.bias is None else out.add_(self.bias.view(-1, 1, 1))
+        out = torch.stack([correlate(image, spectra, tile, kernel, self.bias) for image in x])
+        return out[..., : side - kernel + 1, : side - kernel + 1].contiguous()
 
     def _spectra_for(self, tile: int) -> Tensor:
         version = 0 if self.weight.is_inference() else self.weight._version
@@ -120,7 +118,9 @@ def filter_spectra(weight: Tensor, tile: int) -> Tensor:
     return spectra.flatten(2).permute(2, 0, 1).resolve_conj().contiguous()
 
 
-def correlate(image: Tensor, spectra: Tensor, tile: int, kernel: int) -> Tensor:
+def correlate(
+    image: Tensor, spectra: Tensor, tile: int, kernel: int, bias: Tensor | None = None
+) -> Tensor:
     """What ``conv2d`` gives of one image, tile by tile in Fourier space.
 
     Args:
@@ -128,18 +128,23 @@ def correlate(image: Tensor, spectra: Tensor, tile: int, kernel: int) -> Tensor:
         spectra: Of ``filter_spectra`` for this tile.
         tile: Side of the tiles, overlapping by ``kernel - 1``.
         kernel: Side of the filters.
+        bias: (O,), or None.
 
     Returns:
-        (O, H - kernel + 1, H - kernel + 1).
+        (O, H', H') with H' the first multiple of ``tile - kernel + 1`` from ``H - kernel + 1`` on; what
+        lies beyond the latter is of no use.
     """
     side, step = image.shape[-1], tile - kernel + 1
     count = _steps(side, kernel, tile)
     beyond = count * step + kernel - 1 - side
-    tiles = F.pad(image, (0, beyond, 0, beyond)).unfold(1, tile, step).unfold(2, tile, step)
-    found = torch.fft.rfft2(tiles.contiguous()).view(-1, len(spectra))  # (C * tiles, frequencies)
+    padded = F.pad(image, (0, beyond, 0, beyond)) if beyond else image
+    tiles = padded.unfold(1, tile, step).unfold(2, tile, step).contiguous()
+    found = torch.fft.rfft2(tiles).view(-1, len(spectra))  # (C * tiles, frequencies)
     found = found.t().contiguous().view(len(spectra), len(image), -1)
     found = torch.bmm(spectra, found).flatten(1).t().contiguous()  # (O * tiles, frequencies)
     found = torch.fft.irfft2(found.view(-1, tile, tile // 2 + 1), s=(tile, tile))
-    pixels = found[:, :step, :step].view(-1, count, count, step, step)
-    pixels = pixels.transpose(2, 3).reshape(-1, count * step, count * step)
-    return pixels[:, : side - kernel + 1, : side - kernel + 1]
+    pixels = found[:, :step, :step].view(-1, count, count, step, step).transpose(2, 3)
+    offset = pixels.new_zeros(1) if bias is None else bias
+    out = pixels.new_empty(len(pixels), count, step, count, step)
+    torch.add(pixels, offset.view(-1, 1, 1, 1, 1), out=out)
+    return out.view(-1, count * step, count * step)
