@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import growth, limits, loader, pairs, quality, study
+from benchmarks import growth, limits, loader, pairs, quality, study, throughput
 from benchmarks.registry import MEASURES
 
 ORDER = (
@@ -20,8 +20,19 @@ ORDER = (
     "growth",
     "limits",
     "loader",
+    "throughput",
     "quality",
 )
 assert set(ORDER) == set(MEASURES)
 
-__all__ = ["MEASURES", "ORDER", "growth", "limits", "loader", "pairs", "quality", "study"]
+__all__ = [
+    "MEASURES",
+    "ORDER",
+    "growth",
+    "limits",
+    "loader",
+    "pairs",
+    "quality",
+    "study",
+    "throughput",
+]

@@ -32,6 +32,7 @@ NAMES = {
     "limits_machine": "the machine",
     "limits_stage": "stage against its limit",
     "loader": "getting the batch",
+    "throughput": "images a second",
     "quality_curve": "accuracy against time",
     "quality_pair": "accuracy at equal budget",
 }

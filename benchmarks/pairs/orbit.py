@@ -40,7 +40,7 @@ def orbit(context: Context) -> Measured:
     ).eval()
     images = (smooth_images(count, side) * 255).round().to(torch.uint8).to(context.device)
     poses = RotationAction(CyclicGroup(order))
-    evaluate = _evaluation(model, images, poses, side, batch)
+    evaluate = evaluation(model, images, poses, side, batch)
     loop = _loop(lambda x: model(x).logits, images, poses, batch)
 
     shared, counted = _counted(backbone, evaluate)
@@ -85,7 +85,8 @@ def orbit(context: Context) -> Measured:
     )
 
 
-def _evaluation(model, images: Tensor, poses: RotationAction, side: int, batch: int):
+def evaluation(model, images: Tensor, poses: RotationAction, side: int, batch: int):
+    """Every image in every pose, as studies predict them."""
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
     index = torch.arange(len(images), device=images.device)
     pipeline = ImagePipeline(side)

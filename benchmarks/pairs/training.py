@@ -98,7 +98,7 @@ def train_joint(context: Context) -> Measured:
     x = smooth_images(batch, side).to(device)
     labels = torch.arange(batch, device=device) % 1000
     found = context.compare(
-        {"peer": _plain_step(plain, x, labels), "ours": _joint_step(model, x, labels)}
+        {"peer": plain_step(plain, x, labels), "ours": joint_step(model, x, labels)}
     )
     yield context.pair(
         "train_joint",
@@ -113,7 +113,8 @@ def train_joint(context: Context) -> Measured:
     )
 
 
-def _plain_step(backbone: nn.Module, x: Tensor, labels: Tensor):
+def plain_step(backbone: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], None]:
+    """A step of fine-tuning by the task."""
     backbone.train()
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-5)
 
@@ -125,7 +126,8 @@ def _plain_step(backbone: nn.Module, x: Tensor, labels: Tensor):
     return step
 
 
-def _joint_step(model: nn.Module, x: Tensor, labels: Tensor):
+def joint_step(model: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], None]:
+    """A step of fine-tuning by the task and the paper's prior."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     identity = torch.zeros_like(labels)

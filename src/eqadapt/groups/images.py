@@ -10,6 +10,7 @@ forms under C4 inside any C_4m agree to the last bit.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -189,25 +190,36 @@ class RotationAction:
     def _act_one_by_one(self, x: Tensor, g: Tensor) -> Tensor:
         """``act`` where no launch is waited for: turns are views, which the warp and the last copy
         read, and only images that need it are warped."""
-        if not len(x):
-            return x
         parts = [self.group.decompose(element) for element in g.tolist()]
-        images: dict[int, Tensor] = {}
+        if len(parts) == 1 and parts[0][1]:
+            return self._warp_rest(torch.rot90(x, parts[0][0], (-2, -1)), parts[0][1])
+        if torch.is_grad_enabled() and x.requires_grad and len(x):
+            images = dict(self._turned(x, parts))
+            return torch.stack([images[row] for row in range(len(x))])
+        out = x.new_empty(x.shape)
+        for row, image in self._turned(x, parts):
+            out[row].copy_(image)
+        return out
+
+    def _turned(
+        self, x: Tensor, parts: Sequence[tuple[int, float]]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Each image by its quarter turns and its rest, with its row, in any order.
+
+        As many at a time as there are threads: sampling shares images among threads, not rows, and
+        what lies between must not leave the caches.
+        """
+        at_once = torch.get_num_threads()
         for quarter in range(4):
             rows = [row for row, (turns, rest) in enumerate(parts) if rest and turns == quarter]
-            if not rows:
-                continue
-            index = [self._rests.index(parts[row][1]) for row in rows]
-            grids = self._grids(x.shape[-1], x.device)[index]
-            source = x if len(rows) == len(x) else x[rows]
-            warped = self._warp(torch.rot90(source, quarter, (-2, -1)), grids)
-            if source is x:
-                return warped
-            images.update(zip(rows, warped.unbind(), strict=True))
+            for start in range(0, len(rows), at_once):
+                some = rows[start : start + at_once]
+                index = [self._rests.index(parts[row][1]) for row in some]
+                grids = self._grids(x.shape[-1], x.device)[index]
+                yield from zip(some, self._warp(torch.rot90(x[some], quarter, (-2, -1)), grids))
         for row, (quarter, rest) in enumerate(parts):
             if not rest:
-                images[row] = torch.rot90(x[row], quarter, (-2, -1))
-        return torch.stack([images[row] for row in range(len(x))])
+                yield row, torch.rot90(x[row], quarter, (-2, -1))
 
     def turn(self, x: Tensor, element: int) -> Tensor:
         """``element . x`` for the whole batch."""
