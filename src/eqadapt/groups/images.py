@@ -216,7 +216,8 @@ class RotationAction:
                 some = rows[start : start + at_once]
                 index = [self._rests.index(parts[row][1]) for row in some]
                 grids = self._grids(x.shape[-1], x.device)[index]
-                yield from zip(some, self._warp(torch.rot90(x[some], quarter, (-2, -1)), grids))
+                warped = self._warp(torch.rot90(x[some], quarter, (-2, -1)), grids)
+                yield from zip(some, warped, strict=True)
         for row, (quarter, rest) in enumerate(parts):
             if not rest:
                 yield row, torch.rot90(x[row], quarter, (-2, -1))

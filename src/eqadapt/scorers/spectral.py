@@ -131,8 +131,8 @@ def correlate(
         bias: (O,), or None.
 
     Returns:
-        (O, H', H') with H' the first multiple of ``tile - kernel + 1`` from ``H - kernel + 1`` on; what
-        lies beyond the latter is of no use.
+        (O, H', H') with H' the first multiple of ``tile - kernel + 1`` from ``H - kernel + 1`` on;
+        what lies beyond the latter is of no use.
     """
     side, step = image.shape[-1], tile - kernel + 1
     count = _steps(side, kernel, tile)
