@@ -102,6 +102,21 @@ def test_each_image_turns_by_its_own_element():
         assert torch.equal(turned[row : row + 1], action.turn(x[row : row + 1], int(g[row])))
 
 
+@pytest.mark.parametrize("batch", [0, 1, 9])
+def test_gradients_pass_through_turns_and_change_no_byte(batch):
+    action, g = RotationAction(CyclicGroup(8)), torch.arange(1, batch + 1) % 8
+    plain = torch.rand(batch, 3, 15, 15)
+    x = plain.clone().requires_grad_()
+    turned = action.act(x, g)
+    assert torch.equal(turned.detach(), action.act(plain, g)) and turned.shape == plain.shape
+    weight = torch.rand_like(plain)
+    (turned * weight).sum().backward()
+    # The adjoint of a linear map: <act(v), w> = <v, gradient>, for any v.
+    other = torch.rand_like(plain)
+    expected = (action.act(other, g) * weight).sum()
+    assert torch.allclose((other * x.grad).sum(), expected, rtol=1e-5)
+
+
 def test_undoing_a_turn_returns_the_image():
     x = smooth_images(size=65)
     inside = disk_mask(65, softness=1.0) == 1

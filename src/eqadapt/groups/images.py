@@ -190,10 +190,12 @@ class RotationAction:
     def _act_one_by_one(self, x: Tensor, g: Tensor) -> Tensor:
         """``act`` where no launch is waited for: turns are views, which the warp and the last copy
         read, and only images that need it are warped."""
+        if not len(x):
+            return x
         parts = [self.group.decompose(element) for element in g.tolist()]
         if len(parts) == 1 and parts[0][1]:
             return self._warp_rest(torch.rot90(x, parts[0][0], (-2, -1)), parts[0][1])
-        if torch.is_grad_enabled() and x.requires_grad and len(x):
+        if torch.is_grad_enabled() and x.requires_grad:
             images = dict(self._turned(x, parts))
             return torch.stack([images[row] for row in range(len(x))])
         out = x.new_empty(x.shape)
