@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from eqadapt.errors import UserError
 from eqadapt.groups import CyclicGroup, RotationAction, disk_mask, parse_group, rotate
-from eqadapt.groups.images import quarter_turns
+from eqadapt.groups.images import pixel_centres, quarter_turns
 
 orders = st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16, 24])
 
@@ -100,6 +100,22 @@ def test_each_image_turns_by_its_own_element():
     turned = action.act(x, g)
     for row in range(8):
         assert torch.equal(turned[row : row + 1], action.turn(x[row : row + 1], int(g[row])))
+
+
+@pytest.mark.parametrize("mask", [None, "disk"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_what_a_smaller_network_reads_is_made_to_the_bit_and_nothing_else(interpolation, mask):
+    action = RotationAction(CyclicGroup(8), interpolation, mask=mask)
+    x, g = torch.rand(9, 3, 45, 45), torch.arange(9) % 8
+    read = pixel_centres(45, 15)
+    for whole, part in (
+        (action.act(x, g), action.act(x, g, 15)),
+        (action.undo(x[1:2], g[1:2]), action.undo(x[1:2], g[1:2], 15)),
+        (action.orbit(x), action.orbit(x, 15)),
+    ):
+        assert part.shape[-2:] == (15, 15) and torch.equal(part, whole[..., read, read])
+    for size in (None, 45, 22, 90):  # all of it: nothing said, its own size, no odd multiple
+        assert torch.equal(action.act(x, g, size), action.act(x, g))
 
 
 @pytest.mark.parametrize("batch", [0, 1, 9])

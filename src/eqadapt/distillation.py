@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eqadapt.groups import CyclicGroup, RotationAction
+from eqadapt.symmetrize import read_side
 
 
 @torch.no_grad()
@@ -48,7 +49,7 @@ def pose_targets(
     backbone.eval()
     targets = []
     for rows in torch.arange(len(images), device=images.device).split(max(1, batch_size // order)):
-        views = action.orbit(action.masked(to_act_size(images[rows])))
+        views = action.orbit(action.masked(to_act_size(images[rows])), read_side(backbone))
         logits = backbone(views.flatten(0, 1)).float()
         losses = F.cross_entropy(logits, labels[rows].repeat_interleave(order), reduction="none")
         targets.append((-losses.view(-1, order) / temperature).softmax(dim=1))

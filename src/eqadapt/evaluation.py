@@ -105,8 +105,8 @@ def _forward(
     """Images for the backbone and chosen poses, for a one-hot method."""
     if method.scorer == "true_pose":
         chosen = torch.full((len(x),), pose, device=x.device)
-        return poses.undo(x, chosen), chosen
-    return model.canonicalize(x)
+        return poses.undo(x, chosen, model.reads), chosen
+    return model.canonicalize(x, model.reads)
 
 
 def _shared_logits(
@@ -203,7 +203,8 @@ def _plain_forward(
     model: Symmetrized, method: Method, poses: RotationAction, x: Tensor
 ) -> Output | Tensor:
     if method.scorer == "true_pose":
-        return model.backbone(poses.undo(x, torch.zeros(len(x), dtype=torch.long, device=x.device)))
+        upright = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        return model.backbone(poses.undo(x, upright, model.reads))
     return model(x)
 
 

@@ -376,15 +376,14 @@ class OrbitComputer:
         """Logits (B, J, K, C) and features (B, J, K, D) of images (B, C, h, h) uint8."""
         import torch
 
+        from eqadapt.symmetrize import read_side
+
         device = next(self.backbone.parameters()).device
         with torch.inference_mode():
             x = self.action.masked(self.pipeline.to_act_size(images.to(device)))
-            found = [
-                self.backbone.features_and_logits(
-                    self.action.orbit(self.action.turn(x, element)).flatten(0, 1)
-                )
-                for element in input_cosets(self.action.group)
-            ]
+            turned = (self.action.turn(x, element) for element in input_cosets(self.action.group))
+            views = (self.action.orbit(each, read_side(self.backbone)) for each in turned)
+            found = [self.backbone.features_and_logits(each.flatten(0, 1)) for each in views]
             shape = (len(x), self.action.group.order)
             features, logits = (
                 torch.stack([pair[which].float().unflatten(0, shape) for pair in found], dim=1)

@@ -192,6 +192,12 @@ def choose(
     return best
 
 
+def read_side(backbone: nn.Module) -> int | None:
+    """Side of the images that a backbone reads; None where it does not tell."""
+    size = getattr(backbone, "size", None)
+    return size if isinstance(size, int) else None
+
+
 class Symmetrized(nn.Module):
     """A backbone under the equation.
 
@@ -246,10 +252,10 @@ class Symmetrized(nn.Module):
         if self.selection.name == "sample":
             return self._sample(x, scores)
         if self.training and scores.requires_grad:
-            canonical = straight_through(self.action.orbit(x), scores)
+            canonical = straight_through(self.action.orbit(x, self.reads), scores)
             return Output(self.backbone(canonical), scores, scores.argmax(dim=1))
         chosen = self.pick(x, scores)
-        return Output(self.backbone(self.action.undo(x, chosen)), scores, chosen)
+        return Output(self.backbone(self.action.undo(x, chosen, self.reads)), scores, chosen)
 
     def pick(self, x: Tensor, scores: Tensor) -> Tensor:
         """The chosen pose of each image (B,), stable under quarter turns in evaluation."""
@@ -258,28 +264,41 @@ class Symmetrized(nn.Module):
             return scores.argmax(dim=1)
         return choose(scorer, x, scores, self.action)
 
+    @property
+    def reads(self) -> int | None:
+        """Side of the images that the backbone reads, where it tells: no other pixels are made."""
+        return read_side(self.backbone)
+
     @torch.no_grad()
-    def canonicalize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Canonical images (B, C, H, H) and the chosen poses (B,); without gradients."""
+    def canonicalize(self, x: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
+        """Canonical images and the chosen poses (B,); without gradients.
+
+        Args:
+            x: (B, C, H, H).
+            size: Side of the network that reads them; see ``RotationAction.act``.
+
+        Returns:
+            Images (B, C, H, H) or (B, C, size, size), and the poses.
+        """
         if self.scorer is None:
             chosen = torch.zeros(len(x), dtype=torch.long, device=x.device)
         else:
             chosen = self.pick(x, self.scorer(x))
-        return self.action.undo(x, chosen), chosen
+        return self.action.undo(x, chosen, size), chosen
 
     def _sample(self, x: Tensor, scores: Tensor) -> Output:
         """Poses drawn from softmax(scores) by the Gumbel trick; the outputs' mean (LPS)."""
         if self.training:
             noisy = scores + gumbel_noise(scores)
-            canonical = straight_through(self.action.orbit(x), noisy)
+            canonical = straight_through(self.action.orbit(x, self.reads), noisy)
             return Output(self.backbone(canonical), scores, noisy.argmax(dim=1))
         draws = [(scores + gumbel_noise(scores)).argmax(dim=1) for _ in range(self.samples)]
-        outputs = [self.backbone(self.action.undo(x, draw)) for draw in draws]
+        outputs = [self.backbone(self.action.undo(x, draw, self.reads)) for draw in draws]
         return Output(torch.stack(outputs).mean(dim=0), scores, scores.argmax(dim=1))
 
     def _views(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         """Features (B, K, D), where the view scorer needs them, and logits (B, K, C)."""
-        views = self.action.orbit(x).flatten(0, 1)
+        views = self.action.orbit(x, self.reads).flatten(0, 1)
         shape = (len(x), self.action.group.order)
         if getattr(self.view_scorer, "needs_features", False):
             features, logits = self.backbone(views, with_features=True)
@@ -311,7 +330,7 @@ class Symmetrized(nn.Module):
         """The mean over the best views: the others have no weight and are not passed."""
         best = scores.topk(count, dim=1)
         copies = x.repeat_interleave(count, dim=0)
-        outputs = self.backbone(self.action.undo(copies, best.indices.flatten()))
+        outputs = self.backbone(self.action.undo(copies, best.indices.flatten(), self.reads))
         outputs = outputs.unflatten(0, (len(x), count))
         weights = best.values.softmax(dim=1).to(outputs.dtype)
         logits = torch.einsum("bk,bkc->bc", weights, outputs)

@@ -61,6 +61,14 @@ def pixel_centres(side: int, size: int) -> slice | None:
     return slice(factor // 2, None, factor) if rest == 0 and factor % 2 else None
 
 
+_ALL = slice(None)
+
+
+def _read(side: int, size: int | None) -> slice:
+    """The pixels, along rows and columns, that a network of that side reads; all, if unknown."""
+    return (None if size is None else pixel_centres(side, size)) or _ALL
+
+
 def disk_mask(size: int, softness: float = 1.0, device: torch.device | None = None) -> Tensor:
     """A soft disk inscribed in the square: 1 inside, 0 in the corners; (size, size) float32.
 
@@ -148,65 +156,72 @@ class RotationAction:
 
     def masked(self, x: Tensor) -> Tensor:
         """``x`` times the disk, where this action has one."""
+        return self._masked(x, x.shape[-1], _ALL)
+
+    def _masked(self, x: Tensor, side: int, at: slice) -> Tensor:
+        """Pixels ``at`` of images of that side, times the disk there."""
         if self.mask is None:
             return x
-        size = x.shape[-1]
-        disk = self._constant(("disk", size), lambda: disk_mask(size), x.device)
-        return x * disk.to(x.dtype)
+        disk = self._constant(("disk", side), lambda: disk_mask(side), x.device)
+        return x * disk[at, at].to(x.dtype)
 
     def _warp(self, x: Tensor, grid: Tensor) -> Tensor:
         grid = grid.to(x.dtype).expand(len(x), -1, -1, -1)
         return F.grid_sample(x, grid, self.interpolation, self.padding, align_corners=False)
 
-    def _warp_rest(self, x: Tensor, rest: float) -> Tensor:
-        """All images turned by ``rest``, one of the group's angles below 90 degrees."""
+    def _warp_rest(self, x: Tensor, rest: float, at: slice) -> Tensor:
+        """Pixels ``at`` of all images turned by ``rest``, a group's angle below 90 degrees."""
         if not rest:
-            return x
+            return x[..., at, at]
         grids = self._grids(x.shape[-1], x.device)
-        return self._warp(x, grids[self._rests.index(rest)][None])
+        return self._warp(x, grids[self._rests.index(rest), at, at][None])
 
-    def act(self, x: Tensor, g: Tensor) -> Tensor:
+    def act(self, x: Tensor, g: Tensor, size: int | None = None) -> Tensor:
         """``g . x``: each image turned by its own element.
 
         Args:
             x: (B, C, H, H) float.
             g: (B,) int64 elements.
+            size: Side of the network that reads the result. Where H is an odd multiple of it, only
+                the pixels that it reads are made (``pixel_centres``).
 
         Returns:
-            (B, C, H, H).
+            (B, C, H, H), or (B, C, size, size).
         """
         self._check(x)
-        g = g.to(x.device)
+        g, side = g.to(x.device), x.shape[-1]
+        at = _read(side, size)
         if x.device.type == "cpu":
-            return self.masked(self._act_one_by_one(x, g))
+            return self._masked(self._act_one_by_one(x, g, at), side, at)
         index = self._constant(("rest",), lambda: self._rest_index, x.device)[g]
         quarters = self._constant(("quarters",), lambda: self._quarters, x.device)[g]
-        turned = quarter_turns(x, quarters)
+        source = quarter_turns(x, quarters)
+        turned = source[..., at, at]
         if len(self._rests) > 1:
-            warped = self._warp(turned, self._grids(x.shape[-1], x.device)[index])
+            warped = self._warp(source, self._grids(side, x.device)[index][:, at, at])
             turned = torch.where((index == 0).view(-1, 1, 1, 1), turned, warped)
-        return self.masked(turned)
+        return self._masked(turned, side, at)
 
-    def _act_one_by_one(self, x: Tensor, g: Tensor) -> Tensor:
+    def _act_one_by_one(self, x: Tensor, g: Tensor, at: slice) -> Tensor:
         """``act`` where no launch is waited for: turns are views, which the warp and the last copy
         read, and only images that need it are warped."""
         if not len(x):
             return x
         parts = [self.group.decompose(element) for element in g.tolist()]
         if len(parts) == 1 and parts[0][1]:
-            return self._warp_rest(torch.rot90(x, parts[0][0], (-2, -1)), parts[0][1])
+            return self._warp_rest(torch.rot90(x, parts[0][0], (-2, -1)), parts[0][1], at)
         if torch.is_grad_enabled() and x.requires_grad:
-            images = dict(self._turned(x, parts))
+            images = dict(self._turned(x, parts, at))
             return torch.stack([images[row] for row in range(len(x))])
-        out = x.new_empty(x.shape)
-        for row, image in self._turned(x, parts):
+        out = x.new_empty(x[..., at, at].shape)
+        for row, image in self._turned(x, parts, at):
             out[row].copy_(image)
         return out
 
     def _turned(
-        self, x: Tensor, parts: Sequence[tuple[int, float]]
+        self, x: Tensor, parts: Sequence[tuple[int, float]], at: slice
     ) -> Iterator[tuple[int, Tensor]]:
-        """Each image by its quarter turns and its rest, with its row, in any order.
+        """Pixels ``at`` of each image turned by its part, with its row, in any order.
 
         As many at a time as there are threads: sampling shares images among threads, not rows, and
         what lies between must not leave the caches.
@@ -217,18 +232,18 @@ class RotationAction:
             for start in range(0, len(rows), at_once):
                 some = rows[start : start + at_once]
                 index = [self._rests.index(parts[row][1]) for row in some]
-                grids = self._grids(x.shape[-1], x.device)[index]
+                grids = self._grids(x.shape[-1], x.device)[index][:, at, at]
                 warped = self._warp(torch.rot90(x[some], quarter, (-2, -1)), grids)
                 yield from zip(some, warped, strict=True)
         for row, (quarter, rest) in enumerate(parts):
             if not rest:
-                yield row, torch.rot90(x[row], quarter, (-2, -1))
+                yield row, torch.rot90(x[row], quarter, (-2, -1))[..., at, at]
 
     def turn(self, x: Tensor, element: int) -> Tensor:
         """``element . x`` for the whole batch."""
         self._check(x)
         quarter, rest = self.group.decompose(element % self.group.order)
-        return self.masked(self._warp_rest(torch.rot90(x, quarter, (-2, -1)), rest))
+        return self.masked(self._warp_rest(torch.rot90(x, quarter, (-2, -1)), rest, _ALL))
 
     def posed(self, x: Tensor, element: int) -> Tensor:
         """``element . x`` as an input to be adapted: the warp first, the quarter turn after it.
@@ -238,24 +253,32 @@ class RotationAction:
         """
         self._check(x)
         quarter, rest = self.group.decompose(element % self.group.order)
-        return self.masked(torch.rot90(self._warp_rest(x, rest), quarter, (-2, -1)))
+        return self.masked(torch.rot90(self._warp_rest(x, rest, _ALL), quarter, (-2, -1)))
 
-    def undo(self, x: Tensor, g: Tensor) -> Tensor:
-        """``g^-1 . x``: the canonical form of ``x`` when its pose is ``g`` (B,)."""
-        return self.act(x, -g % self.group.order)
+    def undo(self, x: Tensor, g: Tensor, size: int | None = None) -> Tensor:
+        """``g^-1 . x``: the canonical form of ``x`` when its pose is ``g`` (B,); see ``act``."""
+        return self.act(x, -g % self.group.order, size)
 
-    def orbit(self, x: Tensor) -> Tensor:
-        """All views ``g_k^-1 . x``; (B, K, C, H, H). One batched warp a distinct rest angle."""
+    def orbit(self, x: Tensor, size: int | None = None) -> Tensor:
+        """All views ``g_k^-1 . x``, one batched warp a distinct rest angle.
+
+        Args:
+            x: (B, C, H, H) float.
+            size: As of ``act``.
+
+        Returns:
+            (B, K, C, H, H), or (B, K, C, size, size).
+        """
         self._check(x)
+        at = _read(x.shape[-1], size)
         batch, order = len(x), self.group.order
         inverses = [self.group.decompose(self.group.inverse(k)) for k in range(order)]
         views: list[Tensor | None] = [None] * order
         for rest in self._rests:
             members = [k for k in range(order) if inverses[k][1] == rest]
             turned = torch.cat([torch.rot90(x, inverses[k][0], (-2, -1)) for k in members])
-            turned = self._warp_rest(turned, rest)
+            turned = self._warp_rest(turned, rest, at)
             for place, k in enumerate(members):
                 views[k] = turned[place * batch : (place + 1) * batch]
-        return self.masked(
-            torch.stack([view for view in views if view is not None], dim=1).flatten(0, 1)
-        ).unflatten(0, (batch, order))
+        found = torch.stack([view for view in views if view is not None], dim=1)
+        return self._masked(found.flatten(0, 1), x.shape[-1], at).unflatten(0, (batch, order))
