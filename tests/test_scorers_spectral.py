@@ -66,9 +66,13 @@ def test_small_maps_gradients_and_lower_precision_are_computed_directly():
     conv, spectral = wide_pair()
     small, large = torch.rand(2, FEWEST_CHANNELS, 20, 20), torch.rand(1, FEWEST_CHANNELS, 72, 72)
     assert torch.equal(spectral(small), conv(small))
+    assert spectral(large[:0]).shape == conv(large[:0]).shape
     assert torch.equal(spectral(large.requires_grad_()), conv(large))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(spectral(large), conv(large))
+    unfrozen = SpectralConv2d.of(conv).requires_grad_()
+    unfrozen(large.detach()).sum().backward()
+    assert unfrozen.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 SMALLEST_KERNEL = 5
 FEWEST_CHANNELS = 128
 FEWEST_TILES = 16  # of one image: for fewer, reading the spectra of the filters takes too long
-LARGEST_TILE = 20  # beyond, spectra of 256 channels outgrow the caches
+LARGEST_TILE = 20  # larger ones have no fewer products, and took longer
 
 
 class SpectralConv2d(nn.Conv2d):
@@ -49,7 +49,8 @@ class SpectralConv2d(nn.Conv2d):
         """(B, C, H, H) to (B, O, H - k + 1, H - k + 1)."""
         kernel, side = self.kernel_size[0], x.shape[-1]
         tile = best_tile(side, kernel)
-        if not _gains(x) or _steps(side, kernel, tile) ** 2 < FEWEST_TILES:
+        few = _steps(side, kernel, tile) ** 2 < FEWEST_TILES
+        if few or not _gains(x, self.weight):
             return super().forward(x)
         spectra = self._spectra_for(tile)
         out = torch.stack([correlate(image, spectra, tile, kernel, self.bias) for image in x])
@@ -65,11 +66,12 @@ class SpectralConv2d(nn.Conv2d):
         return known[1]
 
 
-def _gains(x: Tensor) -> bool:
+def _gains(x: Tensor, weight: Tensor) -> bool:
     """Whether the way through Fourier space is the faster one, and nothing is lost by it."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or x.shape[-1] != x.shape[-2]:
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
-    return not (torch.is_autocast_enabled("cpu") or (torch.is_grad_enabled() and x.requires_grad))
+    trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return len(x) > 0 and x.shape[-1] == x.shape[-2] and not trained
 
 
 def suits(conv: nn.Conv2d) -> bool:
