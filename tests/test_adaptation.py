@@ -142,6 +142,27 @@ def test_galleries_show_the_same_canonical_image_for_every_quarter_turn():
     assert (canonical == canonical[:, :1]).all()
 
 
+@pytest.mark.parametrize("method", ["prlc", "oracle"])
+def test_galleries_show_whole_images_where_the_backbone_reads_fewer_pixels(method):
+    model = adapted(method, "C4" if method == "prlc" else "C1")
+    assert model.reads == SIZE
+    data, labels = images(3), torch.zeros(3, dtype=torch.long)
+    pipeline, poses = ImagePipeline(size=3 * SIZE), RotationAction(CyclicGroup(4))
+    pictures = gallery(model, get_method(method), data, labels, pipeline, poses, [0, 1])
+    assert pictures["canonical"].shape == pictures["inputs"].shape == (3, 2, 3 * SIZE, 3 * SIZE, 1)
+    chosen = (pictures["chosen_angles"] / 90).long() % 4
+    undone = torch.stack([
+        torch.rot90(image, -int(quarters), (0, 1))
+        for image, quarters in zip(pictures["inputs"].flatten(0, 1), chosen.flatten(), strict=True)
+    ])  # fmt: skip
+    assert torch.equal(pictures["canonical"].flatten(0, 1), undone)
+    found = predict_orbit(
+        model, get_method(method), data, labels, torch.arange(3), pipeline, poses, 3
+    )
+    shown = pictures["predictions"].T.flatten().numpy()
+    assert (found.prediction[found.pose < 2] == shown).all()
+
+
 def test_sampling_at_the_old_centres_undoes_the_upsampling():
     pipeline = ImagePipeline(size=3 * SIZE)
     data = images(3)

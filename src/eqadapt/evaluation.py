@@ -100,13 +100,18 @@ class OrbitPredictions:
 
 
 def _forward(
-    model: Symmetrized, method: Method, poses: RotationAction, x: Tensor, pose: int
+    model: Symmetrized,
+    method: Method,
+    poses: RotationAction,
+    x: Tensor,
+    pose: int,
+    size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Images for the backbone and chosen poses, for a one-hot method."""
+    """Canonical images, as a network of that size reads them, and poses, for a one-hot method."""
     if method.scorer == "true_pose":
         chosen = torch.full((len(x),), pose, device=x.device)
-        return poses.undo(x, chosen, model.reads), chosen
-    return model.canonicalize(x, model.reads)
+        return poses.undo(x, chosen, size), chosen
+    return model.canonicalize(x, size)
 
 
 def _shared_logits(
@@ -175,7 +180,7 @@ def predict_orbit(
         for pose, angle in enumerate(poses.group.angles):
             turned = poses.posed(x, pose)
             if chooses:
-                canonical, chosen = _forward(model, method, poses, turned, pose)
+                canonical, chosen = _forward(model, method, poses, turned, pose, model.reads)
                 logits = _shared_logits(model.backbone, canonical, seen.setdefault(angle % 90, []))
             else:
                 output = model(turned)
