@@ -15,7 +15,7 @@ from eqadapt.scorers import build_scorer
 
 CANONICALIZERS = {
     "default": {"name": "paired_cnn"},
-    "as config/cifar10_reduced.yaml": {
+    "paired staged_cnn, 12 fields": {
         "name": "paired_cnn", "inner": "staged_cnn", "width": 12, "stages": 2, "resize": "sample",
     },
 }  # fmt: skip
