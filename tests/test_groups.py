@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eqadapt.errors import UserError
-from eqadapt.groups import CyclicGroup, RotationAction, disk_mask, parse_group, rotate
+from eqadapt.groups import CyclicGroup, RotationAction, disk_mask, images, parse_group, rotate
 from eqadapt.groups.images import pixel_centres, quarter_turns
 
 orders = st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16, 24])
@@ -169,3 +169,26 @@ def test_the_disk_hides_the_corners():
 def test_images_that_are_not_square_are_refused():
     with pytest.raises(UserError, match="square"):
         RotationAction(CyclicGroup(4)).turn(torch.rand(1, 1, 8, 9), 1)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+def test_a_single_image_is_warped_in_bands_to_the_same_bits(monkeypatch, interpolation, padding):
+    action = RotationAction(CyclicGroup(8), interpolation, padding)
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 96, 96)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    banded = [action.act(x, torch.tensor([k]), size) for k in range(8) for size in (None, 32)]
+    assert images._bands(x, action._grids(96, x.device)[1:]) == 6
+    monkeypatch.setattr(images, "WORTH_BANDS", 10**9)
+    whole = [action.act(x, torch.tensor([k]), size) for k in range(8) for size in (None, 32)]
+    assert all(torch.equal(a, b) for a, b in zip(banded, whole, strict=True))
+
+
+def test_bands_leave_gradients_alone(monkeypatch):
+    action = RotationAction(CyclicGroup(8))
+    x = torch.rand(1, 1, 96, 96, requires_grad=True)
+    grids = action._grids(96, x.device)[1:]
+    assert images._bands(x, grids) == 1
+    assert images._bands(torch.rand(2, 1, 96, 96), grids) == 1
+    assert images._bands(torch.rand(1, 1, 32, 32), action._grids(32, x.device)[1:]) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from eqadapt.errors import UserError
 from eqadapt.files import sha256_file
 from eqadapt.groups.images import pixel_centres
+from eqadapt.parts import in_parts
 
 _CIFAR_DEPTHS = (20, 32, 44, 56)
 
@@ -69,6 +71,10 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor, with_features: bool = False) -> Any:
         """Logits (B, classes); ``with_features``: penultimate features (B, D) and logits."""
+        outputs = functools.partial(self._outputs, with_features=with_features)
+        return outputs(x) if self.training else in_parts(outputs, x)
+
+    def _outputs(self, x: Tensor, with_features: bool) -> Any:
         if not with_features:
             return self.network(self.prepare(x))
         maps = self.network.forward_features(self.prepare(x))  # type: ignore[operator]
@@ -115,7 +121,7 @@ class Backbone(nn.Module):
             for name in self.stage_names()
         ]
         try:
-            self(x)
+            self._outputs(x, with_features=False)
         finally:
             for handle in handles:
                 handle.remove()

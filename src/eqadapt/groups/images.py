@@ -62,6 +62,7 @@ def pixel_centres(side: int, size: int) -> slice | None:
 
 
 _ALL = slice(None)
+WORTH_BANDS = 64 * 64  # pixels of a warped image above which its rows are shared among threads
 
 
 def _read(side: int, size: int | None) -> slice:
@@ -99,6 +100,17 @@ def rotate(
     grid = rotation_grid(rest, x.shape[-1]).to(x.dtype)
     warped = F.grid_sample(turned, grid, interpolation, padding, align_corners=False)
     return torch.where((rest == 0).view(-1, 1, 1, 1), turned, warped)
+
+
+def _bands(x: Tensor, grid: Tensor) -> int:
+    """Bands of rows in which to sample a single image: sampling shares images among threads, not
+    rows. The same bytes; a small image is not worth it, and gradients would be summed by bands."""
+    rows, columns = grid.shape[1:3]
+    if len(x) > 1 or x.device.type != "cpu" or rows * columns < WORTH_BANDS:
+        return 1
+    if torch.is_grad_enabled() and x.requires_grad:
+        return 1
+    return max(n for n in range(1, torch.get_num_threads() + 1) if rows % n == 0)
 
 
 class RotationAction:
@@ -166,7 +178,14 @@ class RotationAction:
         return x * disk[at, at].to(x.dtype)
 
     def _warp(self, x: Tensor, grid: Tensor) -> Tensor:
-        grid = grid.to(x.dtype).expand(len(x), -1, -1, -1)
+        grid = grid.to(x.dtype)
+        bands = _bands(x, grid)
+        if bands == 1:
+            return self._sampled(x, grid.expand(len(x), -1, -1, -1))
+        parts = self._sampled(x.expand(bands, -1, -1, -1), grid[0].unflatten(0, (bands, -1)))
+        return parts.transpose(0, 1).flatten(1, 2)[None]
+
+    def _sampled(self, x: Tensor, grid: Tensor) -> Tensor:
         return F.grid_sample(x, grid, self.interpolation, self.padding, align_corners=False)
 
     def _warp_rest(self, x: Tensor, rest: float, at: slice) -> Tensor:
@@ -276,9 +295,12 @@ class RotationAction:
         views: list[Tensor | None] = [None] * order
         for rest in self._rests:
             members = [k for k in range(order) if inverses[k][1] == rest]
-            turned = torch.cat([torch.rot90(x, inverses[k][0], (-2, -1)) for k in members])
-            turned = self._warp_rest(turned, rest, at)
-            for place, k in enumerate(members):
-                views[k] = turned[place * batch : (place + 1) * batch]
+            turned = [torch.rot90(x, inverses[k][0], (-2, -1)) for k in members]
+            if rest:
+                turned = list(self._warp_rest(torch.cat(turned), rest, at).split(batch))
+            else:
+                turned = [view[..., at, at] for view in turned]
+            for k, view in zip(members, turned, strict=True):
+                views[k] = view
         found = torch.stack([view for view in views if view is not None], dim=1)
         return self._masked(found.flatten(0, 1), x.shape[-1], at).unflatten(0, (batch, order))

@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from eqadapt.errors import UserError
 from eqadapt.groups import CyclicGroup
+from eqadapt.parts import in_parts
 from eqadapt.scorers.base import new_scale, scaled, settle
 from eqadapt.scorers.views import ViewRater
 
@@ -74,6 +75,11 @@ class EmbeddingScorer(ViewRater):
 
     def vectors(self, prepared: Tensor) -> Tensor:
         """Vectors (B, K, dim) of all views of prepared images."""
+        if self.training:
+            return self._vectors(prepared)
+        return in_parts(self._vectors, prepared, copies=self.group.order)
+
+    def _vectors(self, prepared: Tensor) -> Tensor:
         views = self.views(prepared)
         return self.network(views.flatten(0, 1)).unflatten(0, views.shape[:2])
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from eqadapt.errors import UserError
+from eqadapt.parts import SequentialInParts
 from eqadapt.scorers.base import MAX_LOGIT_SCALE, PoseScorer, scaled
 from eqadapt.scorers.layers import ClasswisePooledConv, OverClasses, PooledConv, plain_layers
 
@@ -97,4 +98,4 @@ class RegularScorer(PoseScorer):
 def exported(*layers: nn.Module, over_classes: bool = False) -> nn.Sequential:
     """A copy of layers in a row, for inference; at the end pairs are summed over their classes."""
     last = [OverClasses()] if over_classes else []
-    return copy.deepcopy(nn.Sequential(*layers, *last)).eval().requires_grad_(False)
+    return copy.deepcopy(SequentialInParts(*layers, *last)).eval().requires_grad_(False)
