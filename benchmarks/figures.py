@@ -24,6 +24,7 @@ SPEEDUPS = (
     "train_prior_same_weights",
     "train_prior_default",
     "orbit",
+    "parts",
     "escnn",
     "ttach",
     "startup",

@@ -13,6 +13,7 @@ ORDER = (
     "train_prior",
     "train_joint",
     "orbit",
+    "parts",
     "ttach",
     "escnn",
     "startup",

@@ -21,6 +21,7 @@ NAMES = {
     "train_prior_default": "training step, prior alone, default network",
     "train_joint": "training step, joint",
     "orbit": "evaluation over the orbit",
+    "parts": "evaluation in parts",
     "ttach": "mean over C4",
     "escnn": "group CNN",
     "startup": "start-up",
