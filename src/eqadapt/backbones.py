@@ -67,17 +67,22 @@ class Backbone(nn.Module):
 
     def prepare(self, x: Tensor) -> Tensor:
         """Images (B, C, H, H) in [0, 1] to normalised images (B, C, size, size)."""
-        return (to_size(x, self.size) - self.mean) / self.std
+        return self._normalised(to_size(x, self.size))
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
 
     def forward(self, x: Tensor, with_features: bool = False) -> Any:
         """Logits (B, classes); ``with_features``: penultimate features (B, D) and logits."""
         outputs = functools.partial(self._outputs, with_features=with_features)
-        return outputs(x) if self.training else in_parts(outputs, x)
+        sized = to_size(x, self.size)
+        return outputs(sized) if self.training else in_parts(outputs, sized)
 
-    def _outputs(self, x: Tensor, with_features: bool) -> Any:
+    def _outputs(self, sized: Tensor, with_features: bool) -> Any:
+        x = self._normalised(sized)
         if not with_features:
-            return self.network(self.prepare(x))
-        maps = self.network.forward_features(self.prepare(x))  # type: ignore[operator]
+            return self.network(x)
+        maps = self.network.forward_features(x)  # type: ignore[operator]
         features = self.network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
         return features, self.network.forward_head(maps)  # type: ignore[operator]
 
@@ -121,7 +126,7 @@ class Backbone(nn.Module):
             for name in self.stage_names()
         ]
         try:
-            self._outputs(x, with_features=False)
+            self.network(self.prepare(x))
         finally:
             for handle in handles:
                 handle.remove()

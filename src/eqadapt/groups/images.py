@@ -297,10 +297,10 @@ class RotationAction:
             members = [k for k in range(order) if inverses[k][1] == rest]
             turned = [torch.rot90(x, inverses[k][0], (-2, -1)) for k in members]
             if rest:
-                turned = list(self._warp_rest(torch.cat(turned), rest, at).split(batch))
+                made = self._warp_rest(torch.cat(turned), rest, at).split(batch)
             else:
-                turned = [view[..., at, at] for view in turned]
-            for k, view in zip(members, turned, strict=True):
+                made = [view[..., at, at] for view in turned]
+            for k, view in zip(members, made, strict=True):
                 views[k] = view
         found = torch.stack([view for view in views if view is not None], dim=1)
         return self._masked(found.flatten(0, 1), x.shape[-1], at).unflatten(0, (batch, order))
