@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.rows import Row
-from benchmarks.timing import QUICK, Effort, Samples, Side, compare, ratio_spread
+from benchmarks.timing import QUICK, SHORT_CALLS, Effort, Samples, Side, compare, ratio_spread
 from eqadapt.provenance import commit, device_name
 
 Measured = Iterator[Row]
@@ -51,6 +51,10 @@ class Context:
     def effort(self) -> Effort:
         """How long to look at each pair."""
         return QUICK if self.quick else Effort()
+
+    def effort_for(self, batch: int) -> Effort:
+        """The same, and longer where calls are short: for single images."""
+        return SHORT_CALLS if batch == 1 and not self.quick else self.effort
 
     def pick(self, values: tuple[Any, ...], quick: tuple[Any, ...]) -> tuple[Any, ...]:
         """The settings to run: all of them, or the few small ones of a quick run."""

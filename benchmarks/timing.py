@@ -39,6 +39,8 @@ class Effort:
     sample_seconds: float = 0.02
 
 
+# Calls under a few milliseconds, which other work on the machine disturbs most.
+SHORT_CALLS = Effort(seconds=6.0, most_rounds=300)
 QUICK = Effort(seconds=0.0, rounds=2, most_rounds=2, sample_seconds=0.0)
 
 

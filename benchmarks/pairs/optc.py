@@ -36,6 +36,7 @@ def optc(context: Context) -> Measured:
             difference = largest_difference(scores(x), theirs, 1e-3, "cosines of the views")
             found = context.compare(
                 {"peer": partial(reference, x), "ours": partial(ours, x)},
+                context.effort_for(batch),
             )
             same_poses = (scores(x).argmax(1) == theirs.argmax(1)).float().mean()
             yield context.pair(

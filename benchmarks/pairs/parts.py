@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.ours import as_trained, default_scorer, timm_backbone
-from benchmarks.peers import settled, smooth_images
+from benchmarks.peers import smooth_images
 from benchmarks.registry import Context, Measured, largest_difference, measure
 from eqadapt import parts
 from eqadapt.backbones import Backbone, build_network
@@ -56,7 +56,7 @@ def _networks(context: Context) -> Iterator[tuple[str, Network, int, int]]:
     for form, side in (("corrected", 96), ("reference", 224)):
         torch.manual_seed(0)
         scorer = build_scorer("plain_cnn", CyclicGroup(8), 3, form=form)
-        optc = as_trained(settled(scorer, smooth_images(32, side)))
+        optc = as_trained(scorer)
         yield f"OptC's network, {form} form, C8", optc, side, 128
 
 

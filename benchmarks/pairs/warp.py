@@ -39,7 +39,8 @@ def warp(context: Context) -> Measured:
                 {
                     "peer": partial(reference, x),
                     "ours": partial(action.undo, x, elements),
-                }
+                },
+                context.effort_for(batch),
             )
             yield context.pair(
                 "warp",
