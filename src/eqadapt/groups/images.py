@@ -292,15 +292,15 @@ class RotationAction:
         at = _read(x.shape[-1], size)
         batch, order = len(x), self.group.order
         inverses = [self.group.decompose(self.group.inverse(k)) for k in range(order)]
-        views: list[Tensor | None] = [None] * order
+        turned = {q: torch.rot90(x, q, (-2, -1)) for q in {quarter for quarter, _ in inverses}}
+        views: dict[int, Tensor] = {}
         for rest in self._rests:
             members = [k for k in range(order) if inverses[k][1] == rest]
-            turned = [torch.rot90(x, inverses[k][0], (-2, -1)) for k in members]
+            sources = [turned[inverses[k][0]] for k in members]
             if rest:
-                made = self._warp_rest(torch.cat(turned), rest, at).split(batch)
+                made = self._warp_rest(torch.cat(sources), rest, at).split(batch)
             else:
-                made = [view[..., at, at] for view in turned]
-            for k, view in zip(members, made, strict=True):
-                views[k] = view
-        found = torch.stack([view for view in views if view is not None], dim=1)
+                made = [source[..., at, at] for source in sources]
+            views.update(zip(members, made, strict=True))
+        found = torch.stack([views[k] for k in range(order)], dim=1)
         return self._masked(found.flatten(0, 1), x.shape[-1], at).unflatten(0, (batch, order))

@@ -201,11 +201,35 @@ def _reference_network(in_channels: int, s: Mapping[str, Any]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), *head)
 
 
+class Affine(nn.Module):
+    """What a batch norm of vectors does in evaluation mode, as one operation.
+
+    Args:
+        norm: The batch norm, with its statistics settled.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, norm: nn.BatchNorm1d) -> None:
+        super().__init__()
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        self.register_buffer("scale", scale.detach())
+        self.register_buffer("shift", (norm.bias - norm.running_mean * scale).detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) to (B, D)."""
+        return torch.addcmul(self.shift, x, self.scale)
+
+
 def _fold(network: nn.Sequential) -> nn.Sequential:
     layers: list[nn.Module] = []
     for layer in network:
         if isinstance(layer, nn.BatchNorm2d) and isinstance(layers[-1], nn.Conv2d):
             layers[-1] = fuse_conv_bn_eval(layers[-1], layer)
-        else:
+        elif isinstance(layer, nn.BatchNorm1d):
+            layers.append(Affine(layer))
+        elif not isinstance(layer, nn.Dropout):
             layers.append(layer)
     return nn.Sequential(*layers).requires_grad_(False)
