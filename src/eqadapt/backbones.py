@@ -121,16 +121,15 @@ class Backbone(nn.Module):
             grid = self._as_grid(output)
             maps.append(F.adaptive_avg_pool2d(grid, min(side, grid.shape[-1])))
 
-        handles = [
-            self.network.get_submodule(name).register_forward_hook(keep)
-            for name in self.stage_names()
-        ]
+        names = self.stage_names()
+        handles = [self.network.get_submodule(name).register_forward_hook(keep) for name in names]
         try:
-            self.network(self.prepare(x))
+            self(x)
         finally:
             for handle in handles:
                 handle.remove()
-        return maps
+        # Of a batch in parts: all stages of the first part, then those of the next one.
+        return [torch.cat(maps[stage :: len(names)]) for stage in range(len(names))]
 
     def _as_grid(self, output: Tensor) -> Tensor:
         """A stage's output as (B, D, h, w): transformers give tokens, some of them no places."""
