@@ -245,3 +245,20 @@ def test_field_norm_shares_statistics_over_orientations() -> None:
     assert (y.var((0, 2, 3, 4), unbiased=False) - 1).abs().max() < 1e-3
     norm.eval()
     assert torch.allclose(norm.plain()(x), norm(x), atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_norm_of_vectors_is_exported_as_one_operation() -> None:
+    torch.manual_seed(0)
+    scorer = build_scorer("plain_cnn", CyclicGroup(8), 3, form="reference", width=4, input_size=65)
+    x = torch.rand(6, 3, 65, 65)
+    for _ in range(5):
+        scorer.train()(x)  # statistics other than those at the start
+    norms = [m for m in scorer.modules() if isinstance(m, torch.nn.BatchNorm1d)]
+    norms[0].weight.uniform_(0.5, 2.0)
+    norms[0].bias.normal_()
+    exported = scorer.eval().export()
+    kinds = {type(module).__name__ for module in exported.modules()}
+    assert "Affine" in kinds
+    assert not kinds & {"BatchNorm1d", "BatchNorm2d", "Dropout"}
+    assert torch.allclose(exported(x), scorer(x), atol=1e-5)
