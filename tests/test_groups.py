@@ -151,6 +151,27 @@ def test_orbit_of_a_turned_copy_holds_the_same_bytes():
     assert torch.equal(turned_views, views.roll(2, dims=1))
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 16])
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 6, 8, 12, 16])
+def test_views_are_the_same_bytes_one_by_one_in_any_order_and_on_any_number_of_threads(
+    order, threads, monkeypatch
+):
+    group = CyclicGroup(order)
+    action = RotationAction(group, mask="disk")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)  # how many are worked for
+    for batch in (0, 1, 3) if order > 1 else (1, 3):
+        x = torch.rand(batch, 2, 15, 15)
+        one_by_one = torch.stack([action.turn(x, -k) for k in range(order)], dim=1)
+        for size, expected in ((None, one_by_one), (5, one_by_one[..., 1::3, 1::3])):
+            assert torch.equal(action.orbit(x, size), expected)
+            views, places = action.orbit_as_made(x, size)
+            assert torch.equal(views[:, places], expected)
+            some = [order - 1, 0, order // 2]
+            assert torch.equal(action.orbit(x, size, some), expected[:, some])
+            views, places = action.orbit_as_made(x, size, some)
+            assert torch.equal(views[:, places], expected[:, some])
+
+
 def test_quarter_turns_match_rot90():
     x, q = torch.rand(4, 2, 7, 7), torch.arange(4)
     for row in range(4):

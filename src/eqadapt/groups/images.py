@@ -146,6 +146,7 @@ class RotationAction:
         self._quarters = torch.tensor([quarter for quarter, _ in parts])
         self._rest_index = torch.tensor([self._rests.index(rest) for _, rest in parts])
         self._cache: dict[tuple[object, ...], Tensor] = {}
+        self._plans: dict[tuple[int, ...], list[tuple[float, tuple[int, ...], list[int]]]] = {}
 
     def _constant(self, key: tuple[object, ...], make, device: torch.device) -> Tensor:
         full = (*key, device)
@@ -278,29 +279,75 @@ class RotationAction:
         """``g^-1 . x``: the canonical form of ``x`` when its pose is ``g`` (B,); see ``act``."""
         return self.act(x, -g % self.group.order, size)
 
-    def orbit(self, x: Tensor, size: int | None = None) -> Tensor:
+    def orbit(
+        self, x: Tensor, size: int | None = None, elements: Sequence[int] | None = None
+    ) -> Tensor:
         """All views ``g_k^-1 . x``, one batched warp a distinct rest angle.
 
         Args:
             x: (B, C, H, H) float.
             size: As of ``act``.
+            elements: Those k whose views are made, in this order; None for all.
 
         Returns:
             (B, K, C, H, H), or (B, K, C, size, size).
         """
-        self._check(x)
-        at = _read(x.shape[-1], size)
-        batch, order = len(x), self.group.order
-        inverses = [self.group.decompose(self.group.inverse(k)) for k in range(order)]
-        turned = {q: torch.rot90(x, q, (-2, -1)) for q in {quarter for quarter, _ in inverses}}
         views: dict[int, Tensor] = {}
-        for rest in self._rests:
-            members = [k for k in range(order) if inverses[k][1] == rest]
-            sources = [turned[inverses[k][0]] for k in members]
-            if rest:
-                made = self._warp_rest(torch.cat(sources), rest, at).split(batch)
-            else:
-                made = [source[..., at, at] for source in sources]
-            views.update(zip(members, made, strict=True))
-        found = torch.stack([views[k] for k in range(order)], dim=1)
-        return self._masked(found.flatten(0, 1), x.shape[-1], at).unflatten(0, (batch, order))
+        for places, made in self._orbit_parts(x, size, elements):
+            views.update(zip(places, made.unbind(1), strict=True))
+        return torch.stack([views[place] for place in range(len(views))], dim=1)
+
+    def orbit_as_made(
+        self, x: Tensor, size: int | None = None, elements: Sequence[int] | None = None
+    ) -> tuple[Tensor, list[int]]:
+        """``orbit`` in an order that takes fewer copies, for whoever treats views one by one.
+
+        Returns:
+            The views, and the indices (K,) that put them, or what is made of them, into the
+            order of ``orbit``.
+        """
+        parts = list(self._orbit_parts(x, size, elements))
+        places = [place for some, _ in parts for place in some]
+        order = sorted(range(len(places)), key=places.__getitem__)
+        return torch.cat([views for _, views in parts], dim=1), order
+
+    def _orbit_parts(
+        self, x: Tensor, size: int | None, elements: Sequence[int] | None
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Views by their rest angles: places in the orbit, and the views there."""
+        self._check(x)
+        side, at = x.shape[-1], _read(x.shape[-1], size)
+        turned: dict[tuple[object, ...], Tensor] = {}
+        for rest, quarters, places in self._plan(elements):
+            some = _ALL if rest else at
+            key = (quarters, some == _ALL)
+            if key not in turned:
+                turns = [torch.rot90(x, q, (-2, -1)) if q else x for q in quarters]
+                turned[key] = torch.stack([turn[..., some, some] for turn in turns], dim=1)
+            views = self._warp_alike(turned[key], rest, at) if rest else turned[key]
+            yield places, self._masked(views, side, at)
+
+    def _plan(
+        self, elements: Sequence[int] | None
+    ) -> list[tuple[float, tuple[int, ...], list[int]]]:
+        """For each rest angle the quarter turns before it, and places of the views in the orbit."""
+        key = tuple(range(self.group.order) if elements is None else elements)
+        if key not in self._plans:
+            parts = [(*self.group.decompose(self.group.inverse(k)), i) for i, k in enumerate(key)]
+            self._plans[key] = [
+                (rest, tuple(q for q, _ in members), [place for _, place in members])
+                for rest in sorted({rest for _, rest, _ in parts})
+                for members in [sorted((q, place) for q, r, place in parts if r == rest)]
+            ]
+        return self._plans[key]
+
+    def _warp_alike(self, views: Tensor, rest: float, at: slice) -> Tensor:
+        """``_warp_rest`` of views (B, M, C, H, H), several as the channels of one image: what the
+        sampler computes of a grid serves all channels. No fewer images than there are threads."""
+        batch, many = views.shape[:2]
+        enough = torch.get_num_threads() if views.device.type == "cpu" else batch * many
+        divisors = [n for n in range(1, many + 1) if many % n == 0]
+        rows = next((n for n in divisors if batch * n >= enough), many)
+        folded = views.unflatten(1, (rows, -1)).flatten(2, 3).flatten(0, 1)
+        warped = self._warp_rest(folded, rest, at).unflatten(0, (batch, rows))
+        return warped.unflatten(2, (many // rows, -1)).flatten(1, 2)

@@ -80,8 +80,8 @@ class EmbeddingScorer(ViewRater):
         return in_parts(self._vectors, prepared, copies=self.group.order)
 
     def _vectors(self, prepared: Tensor) -> Tensor:
-        views = self.views(prepared)
-        return self.network(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+        views, order = self.views_as_made(prepared)
+        return self.network(views.flatten(0, 1)).unflatten(0, views.shape[:2])[:, order]
 
     def embed(self, x: Tensor) -> Tensor:
         """Vectors (B, K, dim) of all views of images (B, C, H, H), for losses on them.

@@ -6,7 +6,7 @@ multiples of 90 degrees, up to resampling for the rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,11 +58,18 @@ class ViewRater(PoseScorer):
 
     def views(self, prepared: Tensor) -> Tensor:
         """All views of prepared images; (B, K, C, size, size)."""
+        return self.action.orbit(prepared, elements=self._elements)
+
+    def views_as_made(self, prepared: Tensor) -> tuple[Tensor, list[int]]:
+        """``views`` in another order, and what puts it right (``RotationAction.orbit_as_made``)."""
+        return self.action.orbit_as_made(prepared, elements=self._elements)
+
+    @property
+    def _elements(self) -> Sequence[int]:
+        """The acting group's elements that the views undo."""
         if not self.half_step:
-            return self.action.orbit(prepared)
-        order = self.group.order
-        turns = [(1 - 2 * k) % (2 * order) for k in range(order)]
-        return torch.stack([self.action.turn(prepared, turn) for turn in turns], dim=1)
+            return range(self.group.order)
+        return [2 * k - 1 for k in range(self.group.order)]
 
 
 class FixedEnergy(ViewRater):
