@@ -20,6 +20,7 @@ from eqadapt.losses import prior_loss
 from eqadapt.methods import METHODS, get_method
 from eqadapt.optimizers import build_optimizer
 from eqadapt.scorers import build_scorer
+from eqadapt.scorers.base import PoseScorer
 from eqadapt.study import load_study
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.training import LabelledImages, Trainer
@@ -226,6 +227,25 @@ def test_a_backbone_without_named_stages_is_refused():
     backbone = Backbone(network, SIZE, [0.5], [0.5])
     with pytest.raises(UserError, match="stages"):
         build_model(recipe(), "rotation_head", "C4", ImageKind(1, CLASSES), backbone)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("method", ["lc", "prlc", "prlc_classwise", "optc", "optc_noprior"])
+def test_a_step_of_training_passes_the_canonicalizer_once(method, frozen, monkeypatch):
+    """Whatever its losses need: a second pass would cost as much, and move batch norms twice."""
+    scorer = {"name": "staged_cnn", "width": 4, "stages": 1, "input_size": 16}
+    settings, kind = {**recipe(), "scorer": scorer}, ImageKind(1, CLASSES)
+    model = build_model(settings, method, "C4", kind, adapted("vanilla").backbone)
+    data = LabelledImages(images(), torch.arange(12) % CLASSES)
+    fitted = Trainer(
+        model, get_method(method), settings, data, data,
+        seed=0, frozen=frozen, state_path=None, digest="d",
+    )  # fmt: skip
+    passes, computed = [], PoseScorer._computed
+    monkeypatch.setattr(PoseScorer, "_computed", lambda *a: passes.append(1) or computed(*a))
+    model.train()
+    assert torch.isfinite(fitted._step(torch.arange(8))).all()
+    assert len(passes) == 1
 
 
 @pytest.mark.parametrize("group", ["C4", "C8"])

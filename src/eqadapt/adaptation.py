@@ -81,11 +81,15 @@ class ImageScorer(nn.Module):
         pairs: Tensor = self.network.pairs(self._normalised(x))  # type: ignore[operator]
         return pairs
 
-    def contrast(self, x: Tensor) -> Tensor:
-        """How alike the network's vectors of different views are (OptC); a scalar."""
-        from eqadapt.scorers.plain_cnn import contrast
+    def embed(self, x: Tensor) -> Tensor:
+        """Vectors (B, K, dim) of the views, of a network that scores by them (OptC)."""
+        vectors: Tensor = self.network.embed(self._normalised(x))  # type: ignore[operator]
+        return vectors
 
-        return contrast(self.network.embed(self._normalised(x)))  # type: ignore[operator]
+    def logits(self, vectors: Tensor) -> Tensor:
+        """Pose logits (B, K) of what ``embed`` returns."""
+        logits: Tensor = self.network.logits(vectors)  # type: ignore[operator]
+        return logits
 
     def export(self) -> ImageScorer:
         """The same scores from plain convolutions, for inference."""

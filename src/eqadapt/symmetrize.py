@@ -240,11 +240,17 @@ class Symmetrized(nn.Module):
         """Whether it picks one pose by the input alone, before the backbone."""
         return self.selection.name == "argmax" and self.scorer is not None
 
-    def forward(self, x: Tensor) -> Output:
-        """Logits for images (B, C, H, H) at the size the group acts on."""
+    def forward(self, x: Tensor, scores: Tensor | None = None) -> Output:
+        """Logits for images (B, C, H, H) at the size the group acts on.
+
+        Args:
+            x: The images.
+            scores: (B, K) what the scorer says of them, where that is known already.
+        """
         if self.view_scorer is not None:
             return self._weigh(x, None)
-        scores = self.scorer(x) if self.scorer is not None else None
+        if scores is None and self.scorer is not None:
+            scores = self.scorer(x)
         if not self.selection.one_hot:
             return self._weigh(x, scores)
         if scores is None:

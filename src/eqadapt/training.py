@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from eqadapt.losses import classwise_prior_loss, prior_loss
 from eqadapt.methods import Method
 from eqadapt.optimizers import build_optimizer
 from eqadapt.scorers.base import PoseScorer
+from eqadapt.scorers.plain_cnn import contrast
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import ImagePipeline, task_loss
 
@@ -45,6 +46,21 @@ HISTORY_COLUMNS = (
 Row = dict[str, float | int | None]
 
 CURVE_IMAGES = 512  # for curves alone; all validation images where they choose the epoch
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one pass of the scorer says of a batch, as far as the losses need it.
+
+    Attributes:
+        poses: Pose logits (B, K).
+        pairs: Logits (B, K, classes) of a class-wise scorer.
+        vectors: (B, K, dim) of a scorer that is trained with a contrast.
+    """
+
+    poses: Tensor | None = None
+    pairs: Tensor | None = None
+    vectors: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +179,7 @@ class Trainer:
         if self.train_options.get("sync_batch_norm", False):
             distributed.synchronised(model)
         self.optimizer = build_optimizer(model, self.train_options, frozen)
-        self.network: Callable[[Tensor], Any] = model
+        self.network: Callable[..., Any] = model
         if self.train_options["compile"]:
             self.network = torch.compile(model)
         self.objective: distributed.Objective = self._loss
@@ -301,48 +317,55 @@ class Trainer:
             return self._loss_of(x, labels, target)
 
     def _loss_of(self, x: Tensor, labels: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
-        options, method = self.train_options, self.method
-        zero = x.new_zeros(())
+        options, zero = self.train_options, x.new_zeros(())
+        scored = self._scored(x)
         if self.prior_only:
-            prior = self._prior_loss(x, None, labels, target)
-            return self._prior_weight() * prior + self._contrast(x), [zero, prior.detach(), zero]
+            prior = self._prior_loss(scored, labels, target)
+            loss = self._prior_weight() * prior + self._contrast(scored)
+            return loss, [zero, prior.detach(), zero]
         with self._autocast():
-            output = self.network(x)
+            output = self.network(x, scored.poses)
         task = task_loss(output.logits, labels, options["label_smoothing"])
         loss = options["task_weight"] * task
         prior = zero
-        if method.prior is not None:
-            prior = self._prior_loss(x, output.pose_logits, labels, target)
+        if self.method.prior is not None:
+            scored = replace(scored, poses=output.pose_logits)
+            prior = self._prior_loss(scored, labels, target)
             loss = loss + self._prior_weight() * prior
         correct = (output.logits.argmax(dim=1) == labels).sum()
-        return loss + self._contrast(x), [task.detach(), prior.detach(), correct]
+        return loss + self._contrast(scored), [task.detach(), prior.detach(), correct]
 
-    def _prior_loss(
-        self, x: Tensor, pose_logits: Tensor | None, labels: Tensor, target: Tensor
-    ) -> Tensor:
-        """The method's prior; ``pose_logits`` where the model has scored ``x`` already.
-
-        A class-wise prior needs more than pose logits, and so a pass of its own.
-        """
+    def _scored(self, x: Tensor) -> Scored:
+        """One pass of the scorer, where the losses need more of it than the model returns."""
         scorer = self.model.scorer
         if self.method.prior == "classwise":
             assert isinstance(scorer, ImageScorer)
-            return classwise_prior_loss(scorer.pairs(x), target, labels)
-        if pose_logits is None:
+            pairs = scorer.pairs(x)
+            return Scored(pairs.logsumexp(dim=-1), pairs=pairs)
+        if self.method.contrast:
+            assert isinstance(scorer, ImageScorer)
+            vectors = scorer.embed(x)
+            return Scored(scorer.logits(vectors), vectors=vectors)
+        if self.prior_only:
             assert scorer is not None
-            pose_logits = scorer(x)
-        return prior_loss(pose_logits, target)
+            return Scored(scorer(x))
+        return Scored()
+
+    def _prior_loss(self, scored: Scored, labels: Tensor, target: Tensor) -> Tensor:
+        if scored.pairs is not None:
+            return classwise_prior_loss(scored.pairs, target, labels)
+        assert scored.poses is not None
+        return prior_loss(scored.poses, target)
 
     def _prior_weight(self) -> float:
         schedule = self.train_options.get("prior_schedule", "constant")
         return float(self.train_options["prior_weight"]) * prior_factor(self.share, schedule)
 
-    def _contrast(self, x: Tensor) -> Tensor | float:
+    def _contrast(self, scored: Scored) -> Tensor | float:
         """The weighted contrast of the scorer's vectors, for methods that have one."""
-        if not self.method.contrast:
+        if scored.vectors is None:
             return 0.0
-        assert isinstance(self.model.scorer, ImageScorer)
-        return self.train_options["contrast_weight"] * self.model.scorer.contrast(x)
+        return self.train_options["contrast_weight"] * contrast(scored.vectors)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.train_options["amp"] == "bf16":
