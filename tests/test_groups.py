@@ -151,15 +151,10 @@ def test_orbit_of_a_turned_copy_holds_the_same_bytes():
     assert torch.equal(turned_views, views.roll(2, dims=1))
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 16])
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 6, 8, 12, 16])
-def test_views_are_the_same_bytes_one_by_one_in_any_order_and_on_any_number_of_threads(
-    order, threads, monkeypatch
-):
-    group = CyclicGroup(order)
-    action = RotationAction(group, mask="disk")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)  # how many are worked for
-    for batch in (0, 1, 3) if order > 1 else (1, 3):
+def test_views_are_the_same_bytes_one_by_one_and_in_any_order(order):
+    action = RotationAction(CyclicGroup(order), mask="disk")
+    for batch in (0, 1, 3):
         x = torch.rand(batch, 2, 15, 15)
         one_by_one = torch.stack([action.turn(x, -k) for k in range(order)], dim=1)
         for size, expected in ((None, one_by_one), (5, one_by_one[..., 1::3, 1::3])):

@@ -324,7 +324,9 @@ class RotationAction:
             if key not in turned:
                 turns = [torch.rot90(x, q, (-2, -1)) if q else x for q in quarters]
                 turned[key] = torch.stack([turn[..., some, some] for turn in turns], dim=1)
-            views = self._warp_alike(turned[key], rest, at) if rest else turned[key]
+            views = turned[key]
+            if rest:
+                views = self._warp_rest(views.flatten(0, 1), rest, at).unflatten(0, views.shape[:2])
             yield places, self._masked(views, side, at)
 
     def _plan(
@@ -340,14 +342,3 @@ class RotationAction:
                 for members in [sorted((q, place) for q, r, place in parts if r == rest)]
             ]
         return self._plans[key]
-
-    def _warp_alike(self, views: Tensor, rest: float, at: slice) -> Tensor:
-        """``_warp_rest`` of views (B, M, C, H, H), several as the channels of one image: what the
-        sampler computes of a grid serves all channels. No fewer images than there are threads."""
-        batch, many = views.shape[:2]
-        enough = torch.get_num_threads() if views.device.type == "cpu" else batch * many
-        divisors = [n for n in range(1, many + 1) if many % n == 0]
-        rows = next((n for n in divisors if batch * n >= enough), many)
-        folded = views.unflatten(1, (rows, -1)).flatten(2, 3).flatten(0, 1)
-        warped = self._warp_rest(folded, rest, at).unflatten(0, (batch, rows))
-        return warped.unflatten(2, (many // rows, -1)).flatten(1, 2)
