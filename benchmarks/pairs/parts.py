@@ -39,7 +39,7 @@ def in_parts(context: Context) -> Measured:
             found["peer"],
             found["ours"],
             outputs_max_difference=difference,
-            note="parts of a MiB of input a thread, of at least 4 images, or of one in all its views",
+            note="parts of a MiB of input a thread; 4 images, or one in all its views, at least",
         )
 
 
