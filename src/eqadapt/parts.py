@@ -1,8 +1,8 @@
 """Networks evaluated a few images at a time, so that what lies between layers stays in the caches.
 
 On a CPU a batch of hundreds of images makes every layer write its output to memory and the next
-one read it back. In parts of a few MiB large batches take half to five sixths of the time and at
-most about half of the memory (measure ``parts`` of benchmarks/README.md).
+one read it back. In parts of a few MiB large batches take less time and at most
+about half of the memory (measure ``parts`` of benchmarks/README.md).
 """
 
 from __future__ import annotations

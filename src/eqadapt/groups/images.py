@@ -302,6 +302,9 @@ class RotationAction:
     ) -> tuple[Tensor, list[int]]:
         """``orbit`` in an order that takes fewer copies, for whoever treats views one by one.
 
+        Args:
+            x: As of ``orbit``, like ``size`` and ``elements``.
+
         Returns:
             The views, and the indices (K,) that put them, or what is made of them, into the
             order of ``orbit``.
