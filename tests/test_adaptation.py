@@ -76,7 +76,7 @@ def predict(model, method, data, poses=8, batch=4):
     [
         ("vanilla", 1), ("rotation_augmentation", 1), ("lc", 1), ("prlc", 1), ("oracle", 1),
         ("optc", 1), ("equitune", 4), ("lambda_equitune", 4), ("equizero", 4), ("lps", 10),
-        ("weighted_frame", 4), ("top_2", 2), ("top_3", 3),
+        ("self_canonicalizer", 4), ("weighted_frame", 4), ("top_2", 2), ("top_3", 3),
     ],
 )  # fmt: skip
 def test_passes_are_counted_and_are_what_the_method_costs(method, passes):

@@ -1,5 +1,7 @@
 """The equation: exact invariance, and the limits in which methods meet."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ from eqadapt.symmetrize import (
     straight_through,
     top_k_weights,
 )
-from eqadapt.view_scorers import Confidence, LambdaNetwork
+from eqadapt.view_scorers import Confidence, LambdaNetwork, NegativeEnergy
 
 NOT_FOR_ALL = {"identity", "sample", "argmax_equiste"}  # no scores, chance, view scorers alone
 
@@ -173,6 +175,51 @@ def test_view_scorers_meet_their_limits():
     torch.testing.assert_close(surest, every.amax(1))
     for k in range(4):
         torch.testing.assert_close(zero(torch.rot90(x, k, (-2, -1))).logits, zero(x).logits)
+
+
+def test_a_mixture_of_energies_is_one_softmax_over_pairs_of_view_and_class():
+    action, backbone = RotationAction(CyclicGroup(4)), TinyBackbone()
+    x = torch.rand(8, 1, 12, 12)
+    model = Symmetrized(backbone, action, "mixture", view_scorer=NegativeEnergy()).eval()
+    output = model(x)
+    logits = backbone(action.orbit(x).flatten(0, 1)).unflatten(0, (8, 4))
+    pairs = logits.flatten(1).log_softmax(1).unflatten(1, (4, 5))
+    torch.testing.assert_close(output.pairs, pairs)
+    torch.testing.assert_close(output.logits, pairs.logsumexp(1))
+    torch.testing.assert_close(output.logits.exp().sum(1), torch.ones(8))
+    for k in range(1, 4):  # the pairs turn along, the classes stay
+        turned = model(torch.rot90(x, k, (-2, -1)))
+        torch.testing.assert_close(turned.pairs, output.pairs.roll(k, 1))
+        torch.testing.assert_close(turned.logits, output.logits)
+        assert ((turned.chosen - output.chosen) % 4 == k).all()
+
+
+def test_a_mixture_at_drawn_poses_is_the_whole_one_without_bias():
+    action, backbone = RotationAction(CyclicGroup(4)), TinyBackbone()
+    x = torch.rand(6, 1, 12, 12)
+    model = Symmetrized(backbone, action, "mixture", view_scorer=NegativeEnergy()).eval()
+    whole = model(x)
+    order = torch.tensor([2, 0, 3, 1]).expand(6, 4)
+    every = model.at_poses(x, order)
+    torch.testing.assert_close(every.pairs, whole.pairs[:, order[0]])
+    torch.testing.assert_close(every.logits, whole.logits)
+    for count in (2, 3):  # the sum of exp(score) over the poses, averaged over all draws
+        drawn = list(itertools.permutations((1, 2, 3), count - 1))
+        poses = [torch.tensor([0, *others]).expand(6, count) for others in drawn]
+        sums = [model.at_poses(x, p).pose_logits.double().exp().sum(1) for p in poses]
+        expected = whole.pose_logits.double().exp().sum(1)
+        torch.testing.assert_close(torch.stack(sums).mean(0), expected)
+
+
+def test_a_mixture_lies_between_the_best_view_and_the_mean():
+    action, backbone = RotationAction(CyclicGroup(4)), TinyBackbone()
+    scorer, x = OrbitScorer(action), torch.rand(8, 1, 12, 12)
+    sharp = Symmetrized(backbone, action, "mixture", Sharpened(scorer, 1e6)).eval()(x)
+    best = Symmetrized(backbone, action, "argmax", scorer).eval()(x)
+    torch.testing.assert_close(sharp.logits, best.logits.log_softmax(1))
+    flat = Symmetrized(backbone, action, "mixture", Sharpened(scorer, 0.0)).eval()(x)
+    views = backbone(action.orbit(x).flatten(0, 1)).unflatten(0, (8, 4))
+    torch.testing.assert_close(flat.logits.exp(), views.softmax(-1).mean(1))
 
 
 def test_trivial_group_is_vanilla():

@@ -1,5 +1,6 @@
 """Training: a killed and resumed run equals one that was not; bad losses stop; the prior works."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -16,11 +17,13 @@ from eqadapt import checkpoint
 from eqadapt.adaptation import ImageScorer, build_action
 from eqadapt.backbones import Backbone
 from eqadapt.errors import UserError
+from eqadapt.evaluation import PassCounter
 from eqadapt.losses import classwise_prior_loss, prior_loss
 from eqadapt.methods import get_method
 from eqadapt.scorers import build_scorer
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.training import LabelledImages, Trainer, learning_rate_factor, prior_factor
+from eqadapt.view_scorers import VIEW_SCORERS, build_view_scorer
 
 SIZE = 12
 
@@ -82,13 +85,15 @@ def make_trainer(method="prlc", seed=0, state=None, frozen=False, **train):
     backbone = Backbone(Network(), SIZE, [0.5], [0.5])
     entry = get_method(method)
     action = build_action(recipe, "C4" if entry.uses_group else "C1")
-    scorer = ViewScorer(action) if entry.scorer else None
-    if entry.prior == "classwise":
+    looks_at_logits = entry.scorer in VIEW_SCORERS
+    scorer = ViewScorer(action) if entry.scorer and not looks_at_logits else None
+    if scorer is not None and entry.prior == "classwise":
         network = build_scorer(
             "staged_cnn", action.group, 1, width=4, stages=1, input_size=SIZE, classes=3
         )
         scorer = ImageScorer(network, backbone.mean, backbone.std)
-    model = Symmetrized(backbone, action, entry.selection, scorer)
+    view_scorer = build_view_scorer(entry.scorer, 8) if looks_at_logits else None
+    model = Symmetrized(backbone, action, entry.selection, scorer, view_scorer)
     data, validation = upright_images(), upright_images(32, seed=1)
     return Trainer(
         model,
@@ -105,6 +110,11 @@ def make_trainer(method="prlc", seed=0, state=None, frozen=False, **train):
 
 def weights(trainer):
     return {key: value.clone() for key, value in trainer.model.state_dict().items()}
+
+
+def weights_after(trainer):
+    trainer.run()
+    return weights(trainer)
 
 
 def same(left, right):
@@ -227,12 +237,83 @@ def test_the_class_wise_prior_finds_pose_and_class(frozen):
     assert torch.allclose(turned, pairs.roll(1, 1), atol=1e-4)
 
 
+def test_a_backbone_learns_to_be_its_own_canonicalizer():
+    untrained = make_trainer("self_canonicalizer", epochs=1, lr=0.0).run().history[-1]
+    trainer = make_trainer("self_canonicalizer", epochs=20, lr=2e-2)
+    last = trainer.run().history[-1]
+    assert untrained["val_identity_rate"] < 0.6
+    assert last["val_identity_rate"] > 0.9
+    assert last["val_acc"] == last["val_cn_avg"] > 0.6  # C4 only moves pixels
+    assert last["train_loss"] == pytest.approx(last["task_loss"] + last["prior_loss"], rel=1e-5)
+
+
+def test_drawn_views_teach_the_same_at_a_lower_cost():
+    few = make_trainer("self_canonicalizer", epochs=30, lr=2e-2, views_a_step=2)
+    x = few.data.images[:6] / 255
+    with PassCounter(few.model.backbone) as counter:
+        few._loss_of(x, few.data.labels[:6], torch.tensor([0, 1, 2, 3, 0, 1]), few.data.labels[:6])
+    assert counter.images == 2 * 6
+    assert few.run().history[-1]["val_identity_rate"] > 0.9
+    whole, all_drawn = (
+        make_trainer("self_canonicalizer", epochs=1, views_a_step=count) for count in (None, 4)
+    )
+    assert same(weights_after(whole), weights_after(all_drawn))
+    other = make_trainer("prlc", epochs=1, views_a_step=2)  # nothing to draw from
+    assert same(weights_after(other), weights_after(make_trainer("prlc", epochs=1)))
+
+
+def test_the_prior_of_a_mixture_is_that_of_its_own_pairs():
+    trainer = make_trainer("self_canonicalizer", prior_weight=3.0)
+    x = trainer.data.images[:6] / 255
+    labels, pose = trainer.data.labels[:6], torch.tensor([0, 1, 2, 3, 0, 1])
+    with PassCounter(trainer.model.backbone) as counter:
+        torch.manual_seed(0)  # of the dropout
+        loss, (task, prior, _) = trainer._loss_of(x, labels, pose, labels)
+    assert counter.images == 4 * 6  # one pass a view: nothing is passed again for the prior
+    torch.manual_seed(0)
+    output = trainer.model(x)
+    assert torch.allclose(prior, classwise_prior_loss(output.pairs, pose, labels))
+    assert torch.allclose(task, F.nll_loss(output.logits, labels))
+    assert torch.allclose(loss, task + 3.0 * prior)
+
+
 def test_the_class_wise_loss_is_the_prior_and_the_class_in_the_true_pose():
     pairs = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(0))
     pose, labels = torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([0, 1, 2, 0, 1, 2])
     in_pose = pairs[torch.arange(6), pose]
     expected = prior_loss(pairs.logsumexp(2), pose) + F.cross_entropy(in_pose, labels)
     assert torch.allclose(classwise_prior_loss(pairs, pose, labels), expected)
+
+
+def test_the_class_wise_loss_takes_probabilities_of_the_classes():
+    pairs = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(0))
+    pose, labels = torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([0, 1, 2, 0, 1, 2])
+    hard = F.one_hot(labels, 3).float()
+    one, other = (classwise_prior_loss(pairs, pose, classes) for classes in (labels, hard))
+    assert torch.allclose(one, other)
+    uniform = classwise_prior_loss(pairs, pose, torch.full((6, 3), 1 / 3))
+    every = [classwise_prior_loss(pairs, pose, torch.full((6,), c)) for c in range(3)]
+    assert torch.allclose(uniform, torch.stack(every).mean())
+
+
+@pytest.mark.parametrize("method", ["vanilla", "prlc", "self_canonicalizer"])
+def test_a_teacher_is_the_backbone_as_training_starts(tmp_path, method):
+    options = {"teacher_weight": 1.0, "teacher_temperature": 1.0, "epochs": 3}
+    trainer = make_trainer(method, state=tmp_path / "state", **options)
+    backbone = copy.deepcopy(trainer.model.backbone).eval()
+    x, labels = trainer.data.images[:8] / 255, trainer.data.labels[:8]
+    with torch.no_grad():
+        expected = backbone(x).softmax(1)
+    assert torch.allclose(trainer._taught(x, labels), expected)
+    whole = weights_after(trainer)
+    again = make_trainer(method, state=tmp_path / "state", **options)
+    assert same(weights_after(again), whole)  # from the state, at its end
+    assert torch.allclose(again._taught(x, labels), expected)
+    half = make_trainer(method, teacher_weight=0.5, teacher_temperature=1.0)
+    assert torch.allclose(half._taught(x, labels), (expected + F.one_hot(labels, 3)) / 2)
+    taught_by_labels = make_trainer(method, epochs=3)
+    assert taught_by_labels._taught(x, labels) is labels
+    assert not same(weights_after(taught_by_labels), whole)
 
 
 def test_patience_keeps_the_best_epoch():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,6 +30,11 @@ def classwise_prior_loss(pairs: Tensor, pose: Tensor, labels: Tensor) -> Tensor:
     Args:
         pairs: (B, K, C) logits.
         pose: (B,) int64 elements.
-        labels: (B,) int64 classes.
+        labels: (B,) int64 classes, or (B, C) probabilities of them.
     """
-    return F.cross_entropy(pairs.flatten(1).float(), pose * pairs.shape[2] + labels)
+    logits = pairs.flatten(1).float()
+    if labels.ndim == 1:
+        return F.cross_entropy(logits, pose * pairs.shape[2] + labels)
+    target = torch.zeros_like(pairs, dtype=logits.dtype)
+    target[torch.arange(len(pose), device=pose.device), pose] = labels.to(logits.dtype)
+    return F.cross_entropy(logits, target.flatten(1))

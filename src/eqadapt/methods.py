@@ -32,7 +32,8 @@ class Method:
             they are), ``"rotated"`` (on randomly turned inputs, the applied element as target) or
             ``"distilled"`` (on randomly turned inputs, as target the poses on which the backbone
             errs least, see ``eqadapt.distillation``) or ``"classwise"`` (on randomly turned inputs,
-            the applied element and the image's class as target of a network that scores pairs).
+            the applied element and the image's class as target of a network that scores pairs,
+            or, under the selection ``"mixture"``, of the weighted views' classes).
         network: The scorer's network, where the method is bound to one; else the study's.
         learns: Whether the scorer is trained; else it stays as it was drawn.
         contrast: The embeddings of the views are pushed apart (OptC).
@@ -363,6 +364,19 @@ register(
         paper="basu2023lambda",
         scorer="confidence",
         selection="argmax_equiste",
+    )
+)
+register(
+    Method(
+        name="self_canonicalizer",
+        summary="The backbone is its own canonicalizer: its logits for all views are one "
+        "distribution of pose and class, taught both on randomly turned images; the class is what "
+        "remains when the poses are summed out.",
+        paper="this project; joint labels of turn and class: Lee et al. 2020, arXiv 1910.05872",
+        scorer="energy",
+        selection="mixture",
+        prior="classwise",
+        regimes=("joint",),
     )
 )
 register(

@@ -98,6 +98,9 @@ _LATER = {
     "scorer_optimizer": "same",
     "prior_schedule": "constant",
     "scorer_start": None,
+    "views_a_step": None,
+    "teacher_weight": 0.0,
+    "teacher_temperature": 2.0,
 }
 
 

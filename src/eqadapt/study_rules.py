@@ -308,6 +308,22 @@ def _methods(config: Mapping[str, Any]) -> Iterator[Fault]:
             yield "regimes", f"no method of the study can be {regime}", ", ".join(sorted(used))
 
 
+def _task_weights(config: Mapping[str, Any]) -> Iterator[Fault]:
+    for name, entry in config["methods"].items():
+        method = METHODS.get(name)
+        if method is None or method.prior or not method.trains or config["regimes"] == ["frozen"]:
+            continue
+        recipes = (over.get("recipes", {}).get(name, {}) for over in config["backbones"].values())
+        given = [over.get("train", {}) for over in (entry, *recipes)]
+        weight = config["train"]["task_weight"]
+        if weight == 0 and not any("task_weight" in train for train in given):
+            yield (
+                "train.task_weight",
+                f"0, but {name} has no prior, so that the task is what trains it",
+                f"above 0, or 0 for single methods: methods.{name}.train",
+            )
+
+
 def _transfer(config: Mapping[str, Any]) -> Iterator[Fault]:
     if not config["transfer"]:
         return
@@ -484,7 +500,8 @@ def _scorer_starts(config: Mapping[str, Any]) -> Iterator[Fault]:
 
 def _asks_for_classes(config: Mapping[str, Any], path: str) -> bool:
     """Whether a class-wise prior is trained with the scorer section at that path."""
-    asking = [n for n in config["methods"] if n in METHODS and METHODS[n].prior == "classwise"]
+    known = (name for name in config["methods"] if name in METHODS)
+    asking = [n for n in known if METHODS[n].scorer == "image" and METHODS[n].prior == "classwise"]
     if path.startswith("methods.") or ".recipes." in path:
         return path.split(".")[-2] in asking
     return any("name" not in config["methods"][name].get("scorer", {}) for name in asking)
@@ -509,6 +526,7 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Fault]], ...] = (
     _seeds,
     _groups,
     _methods,
+    _task_weights,
     _datasets,
     _backbones,
     _scorers,

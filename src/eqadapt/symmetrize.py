@@ -9,6 +9,7 @@ backbone, on the canonical image; the others one pass a view with weight.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,11 +31,13 @@ class Output(NamedTuple):
         logits: (B, C) outputs.
         pose_logits: (B, K) scores, or None where nobody scores.
         chosen: (B,) int64 element taken as the input's pose, or None where none is chosen.
+        pairs: (B, K, C) log-probabilities of pose and class together, of a mixture.
     """
 
     logits: Tensor
     pose_logits: Tensor | None = None
     chosen: Tensor | None = None
+    pairs: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Selection:
         needs_scores: Whether it reads the scores at all.
         needs_views: Whether it makes sense only where every view is passed: for view scorers.
         views: How many views have weight, where that is known before the backbone; None: all.
+        mixes: Class probabilities are averaged in place of outputs; logits are then their logs.
     """
 
     name: str
@@ -56,10 +60,15 @@ class Selection:
     needs_scores: bool = True
     needs_views: bool = False
     views: int | None = None
+    mixes: bool = False
 
 
 def _uniform(scores: Tensor) -> Tensor:
     return torch.full_like(scores, 1.0 / scores.shape[1])
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    return scores.softmax(dim=1)
 
 
 def top_k_weights(scores: Tensor, k: int) -> Tensor:
@@ -83,7 +92,8 @@ SELECTIONS = {
         Selection("argmax_equiste", one_hot=True, needs_views=True),
         Selection("sample", one_hot=True),
         Selection("uniform", weights=_uniform, needs_scores=False),
-        Selection("softmax", weights=lambda scores: scores.softmax(dim=1)),
+        Selection("softmax", weights=_softmax),
+        Selection("mixture", weights=_softmax, mixes=True),
     )
 }
 _TOP = re.compile(r"top_([1-9]\d*)")
@@ -131,6 +141,20 @@ def straight_through(views: Tensor, scores: Tensor) -> Tensor:
     soft = scores.softmax(dim=1)
     surplus = (soft - soft.detach()).to(views.dtype)  # exactly zero, with the gradient of soft
     return chosen + torch.einsum("bk,bkchw->bchw", surplus, views)
+
+
+def pair_log_probabilities(scores: Tensor, logits: Tensor) -> Tensor:
+    """log p(g, y | x) = log p(g | x) + log p(y | g^-1 . x), in float32 or more.
+
+    Args:
+        scores: (B, K) of the poses.
+        logits: (B, K, C) of the classes in each view.
+
+    Returns:
+        (B, K, C); their exponentials sum to 1 over both.
+    """
+    poses = scores.to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(dim=1)
+    return poses.unsqueeze(-1) + logits.float().log_softmax(dim=-1)
 
 
 def with_gradient_of(value: Tensor, other: Tensor) -> Tensor:
@@ -275,6 +299,29 @@ class Symmetrized(nn.Module):
         """Side of the images that the backbone reads, where it tells: no other pixels are made."""
         return read_side(self.backbone)
 
+    def at_poses(self, x: Tensor, poses: Tensor) -> Output:
+        """What a mixture says where few of the views are passed: for training.
+
+        Args:
+            x: (B, C, H, H).
+            poses: (B, P) elements, P of 2 or more: the input's own first, then different others
+                that were drawn at random. Each of these stands for a share of all others, so that
+                the sum over all views is estimated without bias.
+
+        Returns:
+            ``pose_logits`` (B, P) and ``pairs`` (B, P, C), in the order of ``poses``.
+        """
+        batch, count = poses.shape
+        copies = x.repeat_interleave(count, dim=0)
+        views = self.action.undo(copies, poses.flatten(), self.reads)
+        features, outputs = self._passed(views, (batch, count))
+        assert self.selection.mixes and self.view_scorer is not None
+        scores = self.view_scorer(features, outputs)
+        others = math.log((self.action.group.order - 1) / (count - 1))
+        scores = torch.cat([scores[:, :1], scores[:, 1:] + others], dim=1)
+        pairs = pair_log_probabilities(scores, outputs)
+        return Output(pairs.logsumexp(dim=1), scores, pairs=pairs)
+
     @torch.no_grad()
     def canonicalize(self, x: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
         """Canonical images and the chosen poses (B,); without gradients.
@@ -305,7 +352,10 @@ class Symmetrized(nn.Module):
     def _views(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         """Features (B, K, D), where the view scorer needs them, and logits (B, K, C)."""
         views = self.action.orbit(x, self.reads).flatten(0, 1)
-        shape = (len(x), self.action.group.order)
+        return self._passed(views, (len(x), self.action.group.order))
+
+    def _passed(self, views: Tensor, shape: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
+        """The same of given views (B * P, C, H, H), in that shape (B, P)."""
         if getattr(self.view_scorer, "needs_features", False):
             features, logits = self.backbone(views, with_features=True)
             return features.unflatten(0, shape), logits.unflatten(0, shape)
@@ -327,6 +377,9 @@ class Symmetrized(nn.Module):
             if self.selection.name == "argmax_equiste":
                 picked = with_gradient_of(picked, outputs.mean(dim=1))
             return Output(picked, scores, chosen)
+        if self.selection.mixes:
+            pairs = pair_log_probabilities(given, outputs)
+            return Output(pairs.logsumexp(dim=1), scores, chosen, pairs)
         assert self.selection.weights is not None
         weights = self.selection.weights(given)
         logits = torch.einsum("bk,bkc->bc", weights.to(outputs.dtype), outputs)

@@ -8,6 +8,7 @@ step waits for the device.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from eqadapt import checkpoint, distributed
 from eqadapt.adaptation import ImageScorer
@@ -28,7 +30,7 @@ from eqadapt.methods import Method
 from eqadapt.optimizers import build_optimizer
 from eqadapt.scorers.base import PoseScorer
 from eqadapt.scorers.plain_cnn import contrast
-from eqadapt.symmetrize import Symmetrized
+from eqadapt.symmetrize import Output, Symmetrized
 from eqadapt.tasks.classification import ImagePipeline, task_loss
 
 HISTORY_COLUMNS = (
@@ -170,6 +172,9 @@ class Trainer:
         self.best: dict[str, Tensor] | None = None
         self.prior_only = frozen and method.prior is not None
         self.targets: Tensor | None = None  # of a distilled prior, (N, K)
+        self.teacher: nn.Module | None = None
+        if self.train_options.get("teacher_weight", 0.0):
+            self.teacher = copy.deepcopy(model.backbone).eval().requires_grad_(False)
         if frozen:
             model.backbone.requires_grad_(False)
         if self.train_options.get("scorer_amp", "none") == "bf16":
@@ -306,6 +311,7 @@ class Trainer:
         labels = self.data.labels[rows[part]]
         x, mirrored = self.pipeline.augmented(self.data.images[rows], part)
         x = action.masked(x)
+        classes = self._taught(x, labels)
         pose = torch.zeros(len(x), dtype=torch.long, device=x.device)
         if method.turns_inputs:
             pose = torch.randint(0, action.group.order, (len(rows),), device=x.device)[part]
@@ -314,30 +320,68 @@ class Trainer:
         if self.targets is not None:
             target = moved_targets(self.targets[rows[part]], mirrored, pose, action.group)
         with distributed.own_chance(self.number):
-            return self._loss_of(x, labels, target)
+            return self._loss_of(x, labels, target, classes)
 
-    def _loss_of(self, x: Tensor, labels: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
+    @torch.no_grad()
+    def _taught(self, upright: Tensor, labels: Tensor) -> Tensor:
+        """What teaches the classes: labels, or probabilities in which a teacher has a share."""
+        if self.teacher is None:
+            return labels
+        weight, temperature = (
+            self.train_options[f"teacher_{key}"] for key in ("weight", "temperature")
+        )
+        with self._autocast():
+            logits = self.teacher(upright)
+        softened = (logits.float() / temperature).softmax(dim=1)
+        return torch.lerp(F.one_hot(labels, softened.shape[1]).float(), softened, weight)
+
+    def _loss_of(
+        self, x: Tensor, labels: Tensor, target: Tensor, classes: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The same of images in their poses.
+
+        Args:
+            x: (B, C, H, H), turned.
+            labels: (B,) int64 classes.
+            target: (B,) int64 elements or (B, K) probabilities: what the prior is taught.
+            classes: ``labels``, or (B, classes) probabilities: what teaches the classes.
+        """
         options, zero = self.train_options, x.new_zeros(())
         scored = self._scored(x)
         if self.prior_only:
-            prior = self._prior_loss(scored, labels, target)
+            prior = self._prior_loss(scored, classes, target)
             loss = self._prior_weight() * prior + self._contrast(scored)
             return loss, [zero, prior.detach(), zero]
         with self._autocast():
-            output = self.network(x, scored.poses)
-        task = task_loss(output.logits, labels, options["label_smoothing"])
+            output, target = self._passed(x, scored, target)
+        task = task_loss(output.logits, classes, options["label_smoothing"])
         loss = options["task_weight"] * task
         prior = zero
         if self.method.prior is not None:
-            scored = replace(scored, poses=output.pose_logits)
-            prior = self._prior_loss(scored, labels, target)
+            pairs = scored.pairs if output.pairs is None else output.pairs
+            scored = replace(scored, poses=output.pose_logits, pairs=pairs)
+            prior = self._prior_loss(scored, classes, target)
             loss = loss + self._prior_weight() * prior
         correct = (output.logits.argmax(dim=1) == labels).sum()
         return loss + self._contrast(scored), [task.detach(), prior.detach(), correct]
 
+    def _passed(self, x: Tensor, scored: Scored, target: Tensor) -> tuple[Output, Tensor]:
+        """The model's output, and the place of the target among the poses that it passed."""
+        count, order = self.train_options.get("views_a_step"), self.model.action.group.order
+        unmixed = not self.model.selection.mixes
+        if count is None or count >= order or unmixed or self.model.view_scorer is None:
+            return self.network(x, scored.poses), target
+        # the input's own pose, then others in a random order
+        others = torch.rand(len(x), order - 1, device=x.device).argsort(dim=1)[:, : count - 1] + 1
+        steps = torch.cat([torch.zeros_like(others[:, :1]), others], dim=1)
+        output = self.model.at_poses(x, (target[:, None] + steps) % order)
+        return output, torch.zeros_like(target)
+
     def _scored(self, x: Tensor) -> Scored:
         """One pass of the scorer, where the losses need more of it than the model returns."""
         scorer = self.model.scorer
+        if self.model.view_scorer is not None:
+            return Scored()  # the model's own pass tells
         if self.method.prior == "classwise":
             assert isinstance(scorer, ImageScorer)
             pairs = scorer.pairs(x)
@@ -351,9 +395,9 @@ class Trainer:
             return Scored(scorer(x))
         return Scored()
 
-    def _prior_loss(self, scored: Scored, labels: Tensor, target: Tensor) -> Tensor:
+    def _prior_loss(self, scored: Scored, classes: Tensor, target: Tensor) -> Tensor:
         if scored.pairs is not None:
-            return classwise_prior_loss(scored.pairs, target, labels)
+            return classwise_prior_loss(scored.pairs, target, classes)
         assert scored.poses is not None
         return prior_loss(scored.poses, target)
 

@@ -34,6 +34,18 @@ class NegativeEntropy(nn.Module):
         return (log_p.exp() * log_p).sum(dim=-1)
 
 
+class NegativeEnergy(nn.Module):
+    """Log-sum-exp of the logits: minus the free energy (Liu et al. 2020, arXiv 2010.03759).
+
+    With it as a view's score, softmax over the views times softmax over a view's classes is one
+    softmax over all pairs of view and class.
+    """
+
+    def forward(self, features: Tensor | None, logits: Tensor) -> Tensor:
+        """Scores (B, K)."""
+        return logits.float().logsumexp(dim=-1)
+
+
 class LambdaNetwork(nn.Module):
     """lambda-equitune's weights: a small network on the backbone's features (Basu et al. 2023).
 
@@ -70,6 +82,7 @@ class LambdaNetwork(nn.Module):
 VIEW_SCORERS: dict[str, type[nn.Module]] = {
     "confidence": Confidence,
     "entropy": NegativeEntropy,
+    "energy": NegativeEnergy,
     "lambda": LambdaNetwork,
 }
 

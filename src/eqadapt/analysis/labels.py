@@ -204,6 +204,15 @@ _LISTED = (
         "The output for the turned copy on which the network is most certain.",
     ),
     (
+        "self_canonicalizer",
+        "Self-canonicalizer",
+        "#6a3d9a",
+        "H",
+        "solid",
+        "The network is its own canonicalizer: what it says of all turned copies is one "
+        "distribution of pose and class, and it is trained as such; the poses are summed out.",
+    ),
+    (
         "lps",
         "LPS",
         "#999933",

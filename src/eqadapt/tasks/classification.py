@@ -105,7 +105,7 @@ def random_shift(images: Tensor, padding: int, part: slice = slice(None)) -> Ten
 
 
 def task_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of logits (B, C) and labels (B,)."""
+    """Cross-entropy of logits (B, C) and labels (B,), or probabilities (B, C) of them."""
     return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
 
 
