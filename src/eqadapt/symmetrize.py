@@ -3,7 +3,8 @@
     f(x) = sum over g of  w(g | x) * p(g^-1 . x)        with  w(hg | h.x) = w(g | x)
 
 A *selection* turns pose scores (B, K) into weights. One-hot selections need one pass of the
-backbone, on the canonical image; the others one pass a view with weight.
+backbone, on the canonical image; the others one pass a view with weight. p stands for the
+backbone's outputs or, under the selection ``"mixture"``, for its class probabilities.
 """
 
 from __future__ import annotations
