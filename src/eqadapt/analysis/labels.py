@@ -208,7 +208,7 @@ _LISTED = (
         "Self-canonicalizer",
         "#6a3d9a",
         "H",
-        "solid",
+        "dotted",
         "The network is its own canonicalizer: what it says of all turned copies is one "
         "distribution of pose and class, and it is trained as such; the poses are summed out.",
     ),
