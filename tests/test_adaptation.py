@@ -142,9 +142,11 @@ def test_galleries_show_the_same_canonical_image_for_every_quarter_turn():
     assert (canonical == canonical[:, :1]).all()
 
 
-@pytest.mark.parametrize("method", ["prlc", "oracle"])
+@pytest.mark.parametrize(
+    "method", ["prlc", "oracle", "equizero", "self_canonicalizer", "weighted_frame", "top_2"]
+)
 def test_galleries_show_whole_images_where_the_backbone_reads_fewer_pixels(method):
-    model = adapted(method, "C4" if method == "prlc" else "C1")
+    model = adapted(method, "C4" if get_method(method).uses_group else "C1")
     assert model.reads == SIZE
     data, labels = images(3), torch.zeros(3, dtype=torch.long)
     pipeline, poses = ImagePipeline(size=3 * SIZE), RotationAction(CyclicGroup(4))
@@ -161,6 +163,8 @@ def test_galleries_show_whole_images_where_the_backbone_reads_fewer_pixels(metho
     )
     shown = pictures["predictions"].T.flatten().numpy()
     assert (found.prediction[found.pose < 2] == shown).all()
+    angles = pictures["chosen_angles"].T.flatten().numpy()
+    assert (found.chosen_angle[found.pose < 2] == angles).all()
 
 
 def test_sampling_at_the_old_centres_undoes_the_upsampling():

@@ -354,6 +354,14 @@ STUDY = {
         ),
         ({"train": {"views_a_step": 1}}, "views_a_step: 1"),
         ({"train": {"teacher_weight": 1.5}}, "teacher_weight: 1.5"),
+        (
+            {
+                "train": {"teacher_weight": 0.5},
+                "backbones": {"resnet_small": {"weights": "scratch"}},
+                "methods": ["lc"],
+            },
+            "teacher_weight: above 0, but scratch weights do not know",
+        ),
     ],
 )
 def test_mistakes_are_named_before_work_starts(change, said):

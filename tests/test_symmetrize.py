@@ -209,6 +209,10 @@ def test_a_mixture_at_drawn_poses_is_the_whole_one_without_bias():
         sums = [model.at_poses(x, p).pose_logits.double().exp().sum(1) for p in poses]
         expected = whole.pose_logits.double().exp().sum(1)
         torch.testing.assert_close(torch.stack(sums).mean(0), expected)
+    with pytest.raises(UserError, match="1 drawn poses"):
+        model.at_poses(x, order[:, :1])
+    with pytest.raises(UserError, match="'softmax'"):
+        build("softmax").at_poses(x, order)
 
 
 def test_a_mixture_lies_between_the_best_view_and_the_mean():

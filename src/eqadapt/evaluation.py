@@ -213,6 +213,20 @@ def _plain_forward(
     return model(x)
 
 
+def _answered(
+    model: Symmetrized, method: Method, poses: RotationAction, x: Tensor, pose: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Images in the poses chosen for them, those poses, and the method's logits."""
+    if method.scorer == "true_pose" or model.canonicalizes:
+        canonical, chosen = _forward(model, method, poses, x, pose)
+        return canonical, chosen, model.backbone(canonical)
+    output = model(x)
+    chosen = output.chosen
+    if chosen is None:
+        chosen = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    return model.action.undo(x, chosen), chosen, output.logits
+
+
 @torch.no_grad()
 def gallery(
     model: Symmetrized,
@@ -224,7 +238,9 @@ def gallery(
     shown_poses: list[int],
     largest_side: int = 96,
 ) -> dict[str, Tensor]:
-    """Inputs beside their canonical images, for looking at.
+    """Inputs in the poses that a method chose for them, and its predictions, for looking at.
+
+    A method that chooses no pose leaves its inputs as they are.
 
     Args:
         model: The trained model.
@@ -246,11 +262,11 @@ def gallery(
     inputs, canonicals, angles, predictions = [], [], [], []
     for pose in shown_poses:
         turned = poses.posed(x, pose)
-        canonical, chosen = _forward(model, method, poses, turned, pose)
+        canonical, chosen, logits = _answered(model, method, poses, turned, pose)
         inputs.append(_to_bytes(turned, largest_side))
         canonicals.append(_to_bytes(canonical, largest_side))
         angles.append(chosen.float() * (360.0 / order))
-        predictions.append(model.backbone(canonical).argmax(dim=1))
+        predictions.append(logits.argmax(dim=1))
     return {
         "inputs": torch.stack(inputs, 1),
         "canonical": torch.stack(canonicals, 1),

@@ -448,6 +448,14 @@ def _backbones(config: Mapping[str, Any]) -> Iterator[Fault]:
                 "pretrain, file; or regime joint and method vanilla beside it",
             )
         distilled = [m for m in config["methods"] if m in METHODS and METHODS[m].distils]
+        overs = [over.get("train", {}) for _, over in _overrides(config)]
+        shares = [train.get("teacher_weight", 0) for train in (config["train"], *overs)]
+        if ignorant and any(shares):
+            yield (
+                "train.teacher_weight",
+                f"above 0, but {weights} weights do not know the classes of {ignorant[0]}",
+                "0, or weights pretrain or file",
+            )
         if "joint" in config["regimes"] and ignorant and distilled:
             yield (
                 f"methods.{distilled[0]}",

@@ -311,12 +311,19 @@ class Symmetrized(nn.Module):
 
         Returns:
             ``pose_logits`` (B, P) and ``pairs`` (B, P, C), in the order of ``poses``.
+
+        Raises:
+            UserError: It is no mixture that looks at the backbone's outputs, or P is below 2.
         """
         batch, count = poses.shape
+        if not self.selection.mixes or self.view_scorer is None or count < 2:
+            raise UserError(
+                f"{count} drawn poses of the selection {self.selection.name!r}",
+                fix="2 or more, of a mixture with a view scorer",
+            )
         copies = x.repeat_interleave(count, dim=0)
         views = self.action.undo(copies, poses.flatten(), self.reads)
         features, outputs = self._passed(views, (batch, count))
-        assert self.selection.mixes and self.view_scorer is not None
         scores = self.view_scorer(features, outputs)
         others = math.log((self.action.group.order - 1) / (count - 1))
         scores = torch.cat([scores[:, :1], scores[:, 1:] + others], dim=1)
