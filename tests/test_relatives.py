@@ -241,8 +241,8 @@ def test_a_step_of_training_passes_the_canonicalizer_once(method, frozen, monkey
         model, get_method(method), settings, data, data,
         seed=0, frozen=frozen, state_path=None, digest="d",
     )  # fmt: skip
-    passes, computed = [], PoseScorer._computed
-    monkeypatch.setattr(PoseScorer, "_computed", lambda *a: passes.append(1) or computed(*a))
+    passes, computed = [], PoseScorer.computed
+    monkeypatch.setattr(PoseScorer, "computed", lambda *a: passes.append(1) or computed(*a))
     model.train()
     assert torch.isfinite(fitted._step(torch.arange(8))).all()
     assert len(passes) == 1

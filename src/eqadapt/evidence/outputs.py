@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from eqadapt.evidence.base import Array, TrainingViews, log_softmax, logsumexp
 
 
 @dataclass(frozen=True)
-class _Logits:
+class _Logits(ABC):
     """Evidence from logits divided by a temperature.
 
     Args:
@@ -34,8 +35,9 @@ class _Logits:
         """Scores (N, K) of logits (N, K, C)."""
         return self.of_logits(np.asarray(logits, np.float64) / self.temperature)
 
+    @abstractmethod
     def of_logits(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
-        raise NotImplementedError
+        """Scores (..., C) to (...) of logits divided by the temperature."""
 
 
 class Confidence(_Logits):

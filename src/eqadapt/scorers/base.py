@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from eqadapt.groups.images import pixel_centres
 MAX_LOGIT_SCALE = 50.0
 
 
-class PoseScorer(nn.Module):
+class PoseScorer(nn.Module, ABC):
     """Base of scorers: (B, C, H, H) float32 images to (B, K) pose logits.
 
     Subclasses set ``prepare`` (the image as the network sees it) and define ``score``.
@@ -55,7 +56,7 @@ class PoseScorer(nn.Module):
         Raises:
             UserError: The images are not square or have another number of channels.
         """
-        return self._computed(x, self.score).float()
+        return self.computed(x, self.score).float()
 
     def pairs(self, x: Tensor) -> Tensor:
         """Logits (B, K, classes) of the pairs of pose and class; ``forward`` is their log-sum-exp.
@@ -63,27 +64,9 @@ class PoseScorer(nn.Module):
         Raises:
             UserError: It scores poses alone.
         """
-        self.check_classwise()
-        return self._computed(x, self.score_pairs).float()
+        raise no_classes()
 
-    def check_classwise(self) -> None:
-        """Refuse what only a class-wise scorer can do."""
-        if not self.classwise:
-            raise UserError(
-                "this scorer tells no classes",
-                fix="a scorer built with `classes`: staged_cnn, ...",
-            )
-
-    @property
-    def classwise(self) -> bool:
-        """Whether it scores pairs of pose and class."""
-        return False
-
-    def score_pairs(self, views: Tensor) -> Tensor:
-        """Logits of the pairs of prepared images."""
-        raise NotImplementedError
-
-    def _computed(self, x: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
+    def computed(self, x: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
         """``network`` of the prepared images, in the precision that is due."""
         check_images(x, self.in_channels)
         device = x.device.type
@@ -93,9 +76,9 @@ class PoseScorer(nn.Module):
         with torch.autocast(device, lower or torch.bfloat16, enabled=lower is not None):
             return network(prepared)
 
+    @abstractmethod
     def score(self, views: Tensor) -> Tensor:
         """Pose logits of prepared images."""
-        raise NotImplementedError
 
     def export(self) -> nn.Module:
         """A plain torch module with the same outputs as this one in evaluation mode."""
@@ -107,8 +90,14 @@ class PoseScorer(nn.Module):
         Raises:
             UserError: It scores poses alone.
         """
-        self.check_classwise()
-        raise NotImplementedError
+        raise no_classes()
+
+
+def no_classes() -> UserError:
+    """What is said where pairs are asked of a scorer of poses alone."""
+    return UserError(
+        "this scorer tells no classes", fix="a scorer built with `classes`: staged_cnn, ..."
+    )
 
 
 def check_images(x: Tensor, channels: int) -> None:

@@ -24,10 +24,10 @@ from eqadapt.errors import UserError
 from eqadapt.groups import CyclicGroup
 from eqadapt.groups.images import rotation_grid
 from eqadapt.scorers import SCORERS
-from eqadapt.scorers.base import PoseScorer, Prepare
+from eqadapt.scorers.base import Prepare
+from eqadapt.scorers.classwise import ClasswiseScorer
 from eqadapt.scorers.group_cnn import GroupCNN
 from eqadapt.scorers.group_wrn import GroupWideResNet
-from eqadapt.scorers.regular import exported
 from eqadapt.scorers.staged_cnn import StagedCNN
 
 INNER: dict[str, type[GroupCNN] | type[GroupWideResNet] | type[StagedCNN]] = {
@@ -101,7 +101,7 @@ class Interleave(nn.Module):
         return scores.unflatten(0, (self.copies, -1)).movedim(0, 2).flatten(1, 2)
 
 
-class PairedCNN(PoseScorer):
+class PairedCNN(ClasswiseScorer):
     """A C4 network on m turned copies of the image scores the poses of C_4m.
 
     For C4 this is the network itself.
@@ -149,12 +149,8 @@ class PairedCNN(PoseScorer):
         )
         self.interleave = Interleave(copies)
 
-    def score(self, views: Tensor) -> Tensor:
-        """Pose logits (B, 4 m) of turned copies (m * B, C, size, size)."""
-        return self.interleave(self.inner.score(views))
-
     def score_pairs(self, views: Tensor) -> Tensor:
-        """Logits (B, 4 m, classes) of the pairs, where the inner network is class-wise."""
+        """What the inner network says of turned copies (m * B, C, size, size)."""
         return self.interleave(self.inner.score_pairs(views))
 
     @property
@@ -162,12 +158,6 @@ class PairedCNN(PoseScorer):
         """Whether the inner network scores pairs of pose and class."""
         return self.inner.classwise
 
-    def export(self) -> nn.Sequential:
+    def in_plain_layers(self) -> list[nn.Module]:
         """Turned copies, plain convolutions, one linear layer, reordered."""
-        layers = self.prepare, self.inner.plain_network(), self.interleave
-        return exported(*layers, over_classes=self.classwise)
-
-    def export_pairs(self) -> nn.Sequential:
-        """The same up to the pairs of pose and class."""
-        self.check_classwise()
-        return exported(self.prepare, self.inner.plain_network(), self.interleave)
+        return [self.prepare, self.inner.plain_network(), self.interleave]

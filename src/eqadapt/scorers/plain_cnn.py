@@ -88,7 +88,7 @@ class EmbeddingScorer(ViewRater):
 
         ``logits`` of them is what the scorer returns.
         """
-        return self._computed(x, self.vectors).float()
+        return self.computed(x, self.vectors).float()
 
     def logits(self, vectors: Tensor) -> Tensor:
         """Pose logits (B, K) of the vectors (B, K, dim)."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import Tensor, nn
 
 from eqadapt.errors import UserError
-from eqadapt.parts import SequentialInParts
-from eqadapt.scorers.base import MAX_LOGIT_SCALE, PoseScorer, scaled
-from eqadapt.scorers.layers import ClasswisePooledConv, OverClasses, PooledConv, plain_layers
+from eqadapt.scorers.base import MAX_LOGIT_SCALE, scaled
+from eqadapt.scorers.classwise import ClasswiseScorer
+from eqadapt.scorers.layers import ClasswisePooledConv, PooledConv, plain_layers
 
 STRIDE_FROM = 41  # inputs at least this large are halved by the first layer
 LARGEST_FULL_KERNEL = 15  # the basis grows with the fourth power: 42 MB for C8 at 15
@@ -57,20 +56,15 @@ def head_kernel(settings: dict[str, Any], side: int) -> int:
     return settings["head_kernel_size"] or settings["kernel_size"]
 
 
-class RegularScorer(PoseScorer):
+class RegularScorer(ClasswiseScorer):
     """Prepared images, a body of layers on regular fields, a pooled last layer."""
 
     body: nn.Sequential
     head: PooledConv
     logit_scale: nn.Parameter | None
 
-    def score(self, views: Tensor) -> Tensor:
-        """Pose logits (B, n) of prepared images (B, C, size, size)."""
-        scores = self.score_pairs(views)
-        return OverClasses()(scores) if self.classwise else scores
-
     def score_pairs(self, views: Tensor) -> Tensor:
-        """What the head says: (B, n, classes) where it is class-wise, else (B, n)."""
+        """What the head says of prepared images (B, C, size, size)."""
         return scaled(self.head(self.body(views)), self.logit_scale)
 
     @property
@@ -85,17 +79,6 @@ class RegularScorer(PoseScorer):
             scale = float(self.logit_scale.detach().clamp(0.0, MAX_LOGIT_SCALE))
         return nn.Sequential(plain_layers(self.body), self.head.plain(scale))
 
-    def export(self) -> nn.Sequential:
-        """Resize, plain convolutions, one linear layer; same outputs in evaluation mode."""
-        return exported(self.prepare, self.plain_network(), over_classes=self.classwise)
-
-    def export_pairs(self) -> nn.Sequential:
-        """The same up to the pairs of pose and class."""
-        self.check_classwise()
-        return exported(self.prepare, self.plain_network())
-
-
-def exported(*layers: nn.Module, over_classes: bool = False) -> nn.Sequential:
-    """A copy of layers in a row, for inference; at the end pairs are summed over their classes."""
-    last = [OverClasses()] if over_classes else []
-    return copy.deepcopy(SequentialInParts(*layers, *last)).eval().requires_grad_(False)
+    def in_plain_layers(self) -> list[nn.Module]:
+        """Resize, plain convolutions, one linear layer."""
+        return [self.prepare, self.plain_network()]
