@@ -172,7 +172,7 @@ def gumbel_noise(scores: Tensor) -> Tensor:
 def _first_smallest_turn(image: Tensor, turns: tuple[int, ...]) -> int:
     """Index of the turned copy of ``image`` (C, H, H) that is first in lexicographic order."""
     copies = torch.stack([torch.rot90(image, q, (-2, -1)).flatten() for q in turns])
-    alive = torch.arange(len(turns))
+    alive = torch.arange(len(turns), device=image.device)
     while len(alive) > 1:
         differs = (copies[alive] != copies[alive[0]]).any(dim=0).nonzero()
         if not len(differs):

@@ -299,7 +299,7 @@ class RotationAction:
 
     def orbit_as_made(
         self, x: Tensor, size: int | None = None, elements: Sequence[int] | None = None
-    ) -> tuple[Tensor, list[int]]:
+    ) -> tuple[Tensor, Tensor]:
         """``orbit`` in an order that takes fewer copies, for whoever treats views one by one.
 
         Args:
@@ -307,11 +307,13 @@ class RotationAction:
 
         Returns:
             The views, and the indices (K,) that put them, or what is made of them, into the
-            order of ``orbit``.
+            order of ``orbit``: int64, on the device of ``x``.
         """
         parts = list(self._orbit_parts(x, size, elements))
-        places = [place for some, _ in parts for place in some]
-        order = sorted(range(len(places)), key=places.__getitem__)
+        places = tuple(place for some, _ in parts for place in some)
+        order = self._constant(
+            ("order", places), lambda: torch.tensor(places).argsort(), x.device
+        )  # kept: a list as an index would be copied to a GPU each time
         return torch.cat([views for _, views in parts], dim=1), order
 
     def _orbit_parts(

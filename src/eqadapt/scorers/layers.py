@@ -123,11 +123,11 @@ class FieldNorm(nn.BatchNorm2d):
 
     def plain(self) -> nn.BatchNorm2d:
         """The same layer by channels, in evaluation mode."""
-        norm = nn.BatchNorm2d(self.num_features * self.order, eps=self.eps).eval()
+        channels, device = self.num_features * self.order, self.weight.device
+        norm = nn.BatchNorm2d(channels, eps=self.eps, device=device).requires_grad_(False)
         for name in ("weight", "bias", "running_mean", "running_var"):
-            value = getattr(self, name).detach().repeat_interleave(self.order)
-            getattr(norm, name).data = value
-        return norm.requires_grad_(False)
+            getattr(norm, name).copy_(getattr(self, name).detach().repeat_interleave(self.order))
+        return norm.eval()
 
 
 class Crop(nn.Module):

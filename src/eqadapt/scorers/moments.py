@@ -22,7 +22,13 @@ _TINY = 1e-12
 
 
 class _Moments(PoseScorer):
-    """Intensities on the disk, and the directions that the group turns the reference to."""
+    """Intensities on the disk, and the directions that the group turns the reference to.
+
+    Attributes:
+        angles: (K,) float64 radians: where the reference direction points in each pose.
+    """
+
+    angles: Tensor
 
     def __init__(
         self, group: CyclicGroup, in_channels: int, *, reference_angle: float = 90.0
@@ -32,13 +38,10 @@ class _Moments(PoseScorer):
             raise UserError(
                 f"the reference angle is {reference_angle!r}", fix="degrees, counter-clockwise"
             )
-        self.reference_angle = float(reference_angle)
         self.prepare = nn.Identity()
-
-    def _angles(self, x: Tensor) -> Tensor:
-        """(K,) radians: where the reference direction points in each pose."""
-        degrees = [self.reference_angle + angle for angle in self.group.angles]
-        return torch.tensor(degrees, dtype=torch.float64, device=x.device) * (math.pi / 180.0)
+        degrees = [reference_angle + angle for angle in group.angles]
+        radians = torch.tensor(degrees, dtype=torch.float64) * (math.pi / 180.0)
+        self.register_buffer("angles", radians, persistent=False)
 
     @staticmethod
     def _intensities(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,8 +70,7 @@ class MomentFrame(_Moments):
     def score(self, views: Tensor) -> Tensor:
         """Pose logits (B, K): the first moment's part along each pose's direction."""
         weights, places = self._intensities(views)
-        moment, angles = weights @ places, self._angles(views)
-        along = moment @ torch.stack([angles.cos(), angles.sin()])
+        along = weights @ places @ torch.stack([self.angles.cos(), self.angles.sin()])
         return (_SCALE * along).float()
 
 
@@ -92,7 +94,7 @@ class PCAFrame(_Moments):
         about = places - (weights @ places)[:, None]  # (B, H*H, 2)
         x, y = about.unbind(dim=-1)
         spread = (weights * (x * x + y * y)).sum(dim=1, keepdim=True).clamp_min(_TINY)
-        angles = self._angles(views)
+        angles = self.angles
         difference = (weights * (x * x - y * y)).sum(dim=1, keepdim=True)
         mixed = (weights * 2 * x * y).sum(dim=1, keepdim=True)
         even = (difference * (2 * angles).cos() + mixed * (2 * angles).sin()) / spread

@@ -60,7 +60,7 @@ class ViewRater(PoseScorer):
         """All views of prepared images; (B, K, C, size, size)."""
         return self.action.orbit(prepared, elements=self._elements)
 
-    def views_as_made(self, prepared: Tensor) -> tuple[Tensor, list[int]]:
+    def views_as_made(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
         """``views`` in another order, and what puts it right (``RotationAction.orbit_as_made``)."""
         return self.action.orbit_as_made(prepared, elements=self._elements)
 
