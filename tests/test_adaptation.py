@@ -1,5 +1,6 @@
 """Models put together from recipes: backbones, methods, predictions over the orbit, plug-ins."""
 
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ from eqadapt.errors import UserError
 from eqadapt.evaluation import PassCounter, gallery, predict_orbit
 from eqadapt.groups import CyclicGroup, RotationAction
 from eqadapt.methods import METHODS, Method, get_method, register
+from eqadapt.runs import gallery_rows
 from eqadapt.tasks.classification import ImagePipeline, random_shift
 
 SIZE = 20
@@ -124,6 +126,15 @@ def test_the_oracle_undoes_every_pose():
 def test_methods_that_choose_nothing_say_so():
     found = predict(adapted("vanilla", "C1"), "vanilla", images(3))
     assert (found.chosen == -1).all() and np.isnan(found.chosen_angle).all()
+
+
+@pytest.mark.parametrize(("count", "images"), [(3, 10), (10, 3), (1, 5), (0, 5), (4, 0)])
+def test_galleries_show_images_of_the_whole_split(count, images):
+    rows = gallery_rows(count, images).tolist()
+    assert len(rows) == min(count, images) and rows == sorted(set(rows))
+    edges = [0, *rows[1:], images] if rows else []
+    widths = [after - before for before, after in itertools.pairwise(edges)]
+    assert not widths or max(widths) - min(widths) <= 1
 
 
 def test_galleries_show_the_same_canonical_image_for_every_quarter_turn():

@@ -355,9 +355,9 @@ class StudyRunner:
             "reduced": self.study.config["reduced"],
         }
         write_predictions(self.files.predictions(run), found, meta)
-        count = min(evaluate["gallery"], len(images))
+        rows = gallery_rows(evaluate["gallery"], len(images)).to(self.device)
         shown = gallery_poses(poses)
-        pictures = gallery(model, method, images[:count], labels[:count], pipeline, poses, shown)
+        pictures = gallery(model, method, images[rows], labels[rows], pipeline, poses, shown)
         checkpoint.save(self.files.gallery(run), pictures, run.as_dict())
         accuracy = (found.prediction == found.label)[found.pose == 0].mean()
         mean = (found.prediction == found.label).mean()
@@ -368,6 +368,12 @@ class StudyRunner:
 
 def _silent(_text: str) -> None:
     """What a process says that is not the first."""
+
+
+def gallery_rows(count: int, images: int) -> torch.Tensor:
+    """Images shown in galleries, evenly spaced: folders of images are in the order of classes."""
+    count = min(count, images)
+    return torch.arange(count) * images // max(1, count)
 
 
 def gallery_poses(poses: RotationAction) -> list[int]:

@@ -80,7 +80,8 @@ def draw_gallery(results: Results, cell: Cell) -> Figure | None:
     styles = method_styles(galleries)
     one = next(iter(galleries.values()))
     images = max(1, min(len(one.labels), 3, _MOST_ROWS // (1 + len(galleries))))
-    rows = [(image, method) for image in range(images) for method in (None, *styles)]
+    shown = [number * len(one.labels) // images for number in range(images)]
+    rows = [(image, method) for image in shown for method in (None, *styles)]
     poses = min(_MOST_POSES, len(one.angles))
     labels = [styles[method].label if method else "Input" for _, method in rows]
     return _mosaic(galleries, rows, labels, one.angles[:poses])
