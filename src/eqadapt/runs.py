@@ -27,6 +27,7 @@ from eqadapt.errors import UserError
 from eqadapt.evaluation import OrbitPredictions, gallery, predict_orbit
 from eqadapt.files import atomic_path, json_dumps, sha256_file, write_json, write_text
 from eqadapt.groups import RotationAction, parse_group
+from eqadapt.memory import room_for
 from eqadapt.methods import get_method
 from eqadapt.provenance import provenance
 from eqadapt.study import Run, Study
@@ -207,7 +208,13 @@ class StudyRunner:
         }
 
     def trainer(
-        self, run: Run, recipe: dict[str, Any], model: Symmetrized, stem: str, identity: list
+        self,
+        run: Run,
+        recipe: dict[str, Any],
+        model: Symmetrized,
+        stem: str,
+        identity: list,
+        section: str = "train",
     ) -> Trainer:
         """What trains a run's model on the data of the study.
 
@@ -217,6 +224,7 @@ class StudyRunner:
             model: Its model before training; its scorer is given the weights it starts from.
             stem: Names its progress, and the lines that tell of it.
             identity: Whatever decides the result; progress of another one is not resumed.
+            section: Of the study, where its recipe is from: ``"train"`` or ``"pretrain"``.
         """
         data = self.data(run.dataset)
         start = self.study.scorer_start(run) if "scorer_start" in recipe["train"] else None
@@ -237,6 +245,7 @@ class StudyRunner:
             state_path=self.files.state(stem),
             digest=json_dumps(identity, indent=None),
             report=lambda row: self.say(f"{stem}  {describe(row)}"),
+            section=section,
         )
 
     def train(self, run: Run) -> None:
@@ -288,7 +297,7 @@ class StudyRunner:
         stem = f"pretrain-{dataset}-{backbone}"
         model = self.model(run, recipe)
         identity = [recipe, self.data(dataset).train.metadata["data_sha256"]]
-        result = self.trainer(run, recipe, model, stem, identity).run()
+        result = self.trainer(run, recipe, model, stem, identity, "pretrain").run()
         if not distributed.is_first():
             return
         path = self.files.pretrained(dataset, backbone)
@@ -333,16 +342,17 @@ class StudyRunner:
         )
         images, labels = data.test.images.to(self.device), data.test.labels.to(self.device)
         torch.manual_seed(run.seed)  # methods that draw poses
-        found = predict_orbit(
-            model,
-            method,
-            images,
-            labels,
-            data.test.index,
-            pipeline,
-            poses,
-            evaluate["batch_size"],
-        )
+        with room_for(evaluate["batch_size"], "evaluate.batch_size"):
+            found = predict_orbit(
+                model,
+                method,
+                images,
+                labels,
+                data.test.index,
+                pipeline,
+                poses,
+                evaluate["batch_size"],
+            )
         meta = {
             **run.as_dict(),
             **self._identity(run, recipe),

@@ -26,6 +26,7 @@ from eqadapt.distillation import moved_targets, pose_targets
 from eqadapt.errors import UserError
 from eqadapt.evaluation import orbit_accuracy
 from eqadapt.losses import classwise_prior_loss, prior_loss
+from eqadapt.memory import room_for
 from eqadapt.methods import Method
 from eqadapt.optimizers import build_optimizer
 from eqadapt.scorers.base import PoseScorer
@@ -141,6 +142,7 @@ class Trainer:
         state_path: Where progress is kept; None keeps none.
         digest: Identity of recipe and data; a state of another digest is not resumed.
         report: Called with each epoch's row.
+        section: Of the study, where the recipe's ``train`` is from; messages name it.
     """
 
     def __init__(
@@ -156,6 +158,7 @@ class Trainer:
         state_path: Path | None = None,
         digest: str = "",
         report: Callable[[Row], None] | None = None,
+        section: str = "train",
     ) -> None:
         self.model, self.method, self.recipe = model, method, recipe
         self.train_options = recipe["train"]
@@ -166,6 +169,7 @@ class Trainer:
         self.pipeline = ImagePipeline.from_recipe(recipe)
         self.seed, self.frozen = seed, frozen
         self.state_path, self.digest, self.report = state_path, digest, report
+        self.section = section
         self.history: list[Row] = []
         self.seconds = 0.0
         self.best_epoch, self.best_score = -1, -math.inf
@@ -207,15 +211,8 @@ class Trainer:
         distributed.agree(len(self.history), "the epochs they resume from")
         while len(self.history) < epochs and not self._patience_spent(patience):
             start = time.perf_counter()
-            try:
+            with room_for(self.train_options["batch_size"], f"{self.section}.batch_size"):
                 row = self._epoch(len(self.history), epochs)
-            except torch.cuda.OutOfMemoryError as error:
-                batch = self.train_options["batch_size"]
-                raise UserError(
-                    f"the GPU's memory does not hold a batch of {batch}",
-                    where="train.batch_size",
-                    fix=f"train.batch_size of {max(1, batch // 2)}",
-                ) from error
             elapsed = time.perf_counter() - start
             row["seconds"] = elapsed
             self.seconds += elapsed
@@ -271,7 +268,8 @@ class Trainer:
             raise UserError(
                 f"the loss is not finite in epoch {epoch}; the state of epoch {epoch - 1} is kept",
                 where=str(self.state_path or ""),
-                fix="a smaller train.lr or train.scorer_lr, or train.grad_clip",
+                fix=f"a smaller {self.section}.lr or {self.section}.scorer_lr, or "
+                f"{self.section}.grad_clip",
             )
         has_prior = self.method.prior is not None
         row: Row = {
@@ -294,15 +292,17 @@ class Trainer:
         return torch.stack([loss.detach(), *parts]).float()
 
     def _pose_targets(self) -> Tensor:
-        return pose_targets(
-            self.model.backbone,
-            self.model.action,
-            self.data.images,
-            self.data.labels,
-            self.pipeline.to_act_size,
-            self.train_options["distil_temperature"],
-            self.recipe["evaluate"]["batch_size"],
-        )
+        batch_size = self.recipe["evaluate"]["batch_size"]
+        with room_for(batch_size, "evaluate.batch_size"):
+            return pose_targets(
+                self.model.backbone,
+                self.model.action,
+                self.data.images,
+                self.data.labels,
+                self.pipeline.to_act_size,
+                self.train_options["distil_temperature"],
+                batch_size,
+            )
 
     def _loss(self, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The loss on this process's part of a batch, its parts, and how many are right."""
@@ -423,7 +423,8 @@ class Trainer:
             for values in (self.validation.images, self.validation.labels)
         )
         batch_size = self.recipe["evaluate"]["batch_size"]
-        rates = orbit_accuracy(self.model, images, labels, self.pipeline, batch_size)
+        with room_for(batch_size, "evaluate.batch_size"):
+            rates = orbit_accuracy(self.model, images, labels, self.pipeline, batch_size)
         return distributed.weighted(rates, len(labels))
 
     def _save(self) -> None:

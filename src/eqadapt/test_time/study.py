@@ -21,6 +21,7 @@ from eqadapt.digest import code_id
 from eqadapt.errors import UserError
 from eqadapt.files import sha256_file, write_json
 from eqadapt.groups import parse_group
+from eqadapt.memory import room_for
 from eqadapt.orbit_cache import Orbits
 from eqadapt.provenance import commit, provenance
 from eqadapt.runs import StudyRunner, predictions_meta, write_predictions
@@ -158,7 +159,8 @@ class TestTimeRunner:
             self.say,
         )
         parts = self._parts(cell.dataset, cell.backbone)
-        return compute(data.images, data.labels, data.index, meta, parts)
+        with room_for(self.settings["batch_size"], "batch_size of the settings"):
+            return compute(data.images, data.labels, data.index, meta, parts)
 
     # --- canonicalizers -------------------------------------------------------------------------
 
