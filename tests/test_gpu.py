@@ -1,6 +1,6 @@
 """What would run on a GPU, run on a pretended one: as on the CPU, and without waits in a step.
 
-``pretend_gpu`` says what is pretended. Mixed precision, compiled networks and what a GPU's own
+``pretend_gpu`` says what is pretended. Mixed precision, generated code and what a GPU's own
 arithmetic changes are not seen here.
 """
 
@@ -108,6 +108,31 @@ def test_a_step_of_training_waits_for_nothing_and_is_the_cpus(method, frozen):
     torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
     for key, value in expected[1].items():
         torch.testing.assert_close(found[1][key], value, rtol=0, atol=2e-2)  # AdamW's first steps
+
+
+@pytest.mark.parametrize("method", ["prlc", "self_canonicalizer"])
+def test_a_compiled_step_is_the_plain_one_and_leaves_nothing_out(method, monkeypatch):
+    """Traced and differentiated as for a GPU, but run as it is: no code is generated here."""
+    compiled, graphs = torch.compile, []
+
+    def traced(graph, inputs):
+        graphs.append(graph)
+        return compiled_backend(graph, inputs)
+
+    compiled_backend = torch._dynamo.lookup_backend("aot_eager")
+    monkeypatch.setattr(torch, "compile", lambda model: compiled(model, backend=traced))
+    data, parts = LabelledImages(images(), torch.arange(12) % CLASSES), []
+    for compiles in (False, True):
+        trainer = Trainer(
+            adapted(method), get_method(method), recipe(compile=compiles, views_a_step=2),
+            data, data, seed=0, state_path=None, digest="d",
+        )  # fmt: skip
+        torch.manual_seed(0)
+        trainer.model.train()
+        parts.append(trainer._step(torch.arange(8)))
+    torch.testing.assert_close(parts[0], parts[1])
+    calls = [node.target for graph in graphs for node in graph.graph.nodes]
+    assert sum("conv2d" in str(target) for target in calls) >= 9  # the network's, not the losses'
 
 
 @pytest.mark.parametrize("method", ["prlc", "optc", "self_canonicalizer", "equizero"])

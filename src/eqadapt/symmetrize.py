@@ -265,13 +265,18 @@ class Symmetrized(nn.Module):
         """Whether it picks one pose by the input alone, before the backbone."""
         return self.selection.name == "argmax" and self.scorer is not None
 
-    def forward(self, x: Tensor, scores: Tensor | None = None) -> Output:
+    def forward(
+        self, x: Tensor, scores: Tensor | None = None, drawn: Tensor | None = None
+    ) -> Output:
         """Logits for images (B, C, H, H) at the size the group acts on.
 
         Args:
             x: The images.
             scores: (B, K) what the scorer says of them, where that is known already.
+            drawn: (B, P) the poses to pass, where these are not all: see ``at_poses``.
         """
+        if drawn is not None:
+            return self.at_poses(x, drawn)
         if self.view_scorer is not None:
             return self._weigh(x, None)
         if scores is None and self.scorer is not None:

@@ -374,8 +374,8 @@ class Trainer:
         # the input's own pose, then others in a random order
         others = torch.rand(len(x), order - 1, device=x.device).argsort(dim=1)[:, : count - 1] + 1
         steps = torch.cat([torch.zeros_like(others[:, :1]), others], dim=1)
-        output = self.model.at_poses(x, (target[:, None] + steps) % order)
-        return output, torch.zeros_like(target)
+        drawn = (target[:, None] + steps) % order
+        return self.network(x, drawn=drawn), torch.zeros_like(target)
 
     def _scored(self, x: Tensor) -> Scored:
         """One pass of the scorer, where the losses need more of it than the model returns."""
