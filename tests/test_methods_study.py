@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from pretend_gpu import pretended_gpu
 
 from eqadapt import cli
 from eqadapt.analysis import outputs
@@ -52,7 +53,10 @@ NAMES += ("posterior_classes", "oracle_classes")
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("methods")
+    return run_all(tmp_path_factory.mktemp("methods"))
+
+
+def run_all(root: Path) -> Path:
     folder = root / "config"
     folder.mkdir()
     study = {**STUDY, "test_time": {"folder": str(folder)}}
@@ -111,6 +115,17 @@ def test_every_method_leaves_predictions_of_the_agreed_form(ran):
         record["hyperparameters"]["temperature"]
         in yaml.safe_load((SHIPPED / "boltzmann.yaml").read_text())["grid"]["temperature"]
     )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*to a meta parameter")
+def test_a_gpu_would_leave_the_predictions_of_the_cpu(ran, tmp_path):
+    with pretended_gpu() as waits:
+        there = run_all(tmp_path)
+    assert waits
+    for path in (ran / "results" / "predictions").glob("*.parquet"):
+        cpu, gpu = (pd.read_parquet(root / path.relative_to(ran)) for root in (ran, there))
+        pd.testing.assert_frame_equal(cpu, gpu, rtol=0, atol=1e-3)  # a CPU takes batches in parts
 
 
 def test_methods_are_left_out_without_the_canonicalizer_they_need(tmp_path):
