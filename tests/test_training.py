@@ -329,9 +329,20 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path)
     good = state.read_bytes()
     trainer = make_trainer(state=state, epochs=3)
     trainer.train_options["task_weight"] = float("nan")
-    with pytest.raises(UserError, match="not finite in epoch 1"):
+    with pytest.raises(UserError, match="not finite in epoch 1; the state of epoch 0 is kept"):
         trainer.run()
     assert state.read_bytes() == good
+    trainer = make_trainer(state=tmp_path / "none", epochs=3, validate_every=2)
+    trainer.train_options["task_weight"] = float("nan")
+    with pytest.raises(UserError, match="not finite in epoch 0; no state is kept"):
+        trainer.run()
+
+
+def test_training_stops_after_as_many_epochs_without_a_better_score_as_the_patience_says():
+    trainer = make_trainer(patience=2, epochs=50)
+    trainer._validate = lambda: {"val_acc": 0.5, "val_cn_avg": 0.5, "val_identity_rate": None}
+    result = trainer.run()
+    assert (result.best_epoch, len(result.history)) == (0, 3)
 
 
 def test_schedules_start_warm_and_end_low():

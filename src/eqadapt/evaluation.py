@@ -83,7 +83,7 @@ def orbit_accuracy(
 
 @dataclass
 class OrbitPredictions:
-    """Columns of the predictions, image by image within pose by pose; all numpy, length N * P.
+    """Columns of the predictions, batch by batch, in it pose by pose; all numpy, length N * P.
 
     ``chosen`` is an element of ``chosen_group_order``'s group, -1 where a method chooses none.
     """

@@ -2,8 +2,9 @@
 
     f(x) = sum over g of  w(g | x) * p(g^-1 . x)        with  w(hg | h.x) = w(g | x)
 
-A *selection* turns pose scores (B, K) into weights. One-hot selections need one pass of the
-backbone, on the canonical image; the others one pass a view with weight. p stands for the
+A *selection* turns pose scores (B, K) into weights. One-hot selections by the input alone need one
+pass of the backbone, on the canonical image; the others one pass a view with weight, and as many
+passes as there are draws or, where the backbone's own outputs are scored, views. p stands for the
 backbone's outputs or, under the selection ``"mixture"``, for its class probabilities.
 """
 
@@ -47,8 +48,9 @@ class Selection:
 
     Attributes:
         name: Its key.
-        one_hot: All weight on the best pose: one pass of the backbone.
-        weights: Scores (B, K) to weights (B, K) that sum to 1; unused when ``one_hot``.
+        one_hot: All weight on one pose, the best or one drawn.
+        weights: Scores (B, K) to weights (B, K) that sum to 1; unused when ``one_hot`` or
+            ``mixes``.
         needs_scores: Whether it reads the scores at all.
         needs_views: Whether it makes sense only where every view is passed: for view scorers.
         views: How many views have weight, where that is known before the backbone; None: all.
@@ -227,7 +229,8 @@ class Symmetrized(nn.Module):
     """A backbone under the equation.
 
     Scores come from a scorer that looks at the input, or from a view scorer that looks at what the
-    backbone says of each view (then every view is passed, whatever the selection).
+    backbone says of each view (then every view is passed, whatever the selection, unless few were
+    drawn).
 
     Args:
         backbone: Maps images (B, C, H, H) to logits (B, classes); with ``with_features=True`` also

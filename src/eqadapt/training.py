@@ -1,4 +1,4 @@
-"""Training one run, resumable at every epoch with the same result to the last bit.
+"""Training one run, resumable at every validated epoch with the same result to the last bit.
 
 All randomness of an epoch follows from the run's seed and the epoch's number, so a run that was
 killed and resumed equals one that was not. The data set sits on the device as bytes; nothing in a
@@ -57,7 +57,8 @@ class Scored:
 
     Attributes:
         poses: Pose logits (B, K).
-        pairs: Logits (B, K, classes) of a class-wise scorer.
+        pairs: Logits (B, K, classes) of a class-wise scorer, or a mixture's log-probabilities of the
+            poses that were passed.
         vectors: (B, K, dim) of a scorer that is trained with a contrast.
     """
 
@@ -141,7 +142,7 @@ class Trainer:
         frozen: The backbone stays as it is; methods with a prior train by the prior alone.
         state_path: Where progress is kept; None keeps none.
         digest: Identity of recipe and data; a state of another digest is not resumed.
-        report: Called with each epoch's row.
+        report: Called with the row of each epoch that is validated.
         section: Of the study, where the recipe's ``train`` is from; messages name it.
     """
 
@@ -227,13 +228,13 @@ class Trainer:
         last = self.best_epoch if patience is not None else len(self.history) - 1
         return TrainingResult(self.history, self.seconds, last)
 
-    def _is_due(self, epoch: Any, epochs: int) -> bool:
+    def _is_due(self, epoch: Any, epochs: float) -> bool:
         """Whether an epoch, 0-based, is validated and its state kept."""
         every = self.train_options.get("validate_every", 1)
         return (epoch + 1) % every == 0 or epoch + 1 == epochs
 
     def _patience_spent(self, patience: int | None) -> bool:
-        return patience is not None and len(self.history) - 1 - self.best_epoch > patience > 0
+        return patience is not None and len(self.history) - 1 - self.best_epoch >= patience > 0
 
     def _remember_best(self, row: Row) -> None:
         score = row.get("val_cn_avg" if self.method.uses_group else "val_acc")
@@ -266,7 +267,7 @@ class Trainer:
         loss, task, prior, correct = distributed.mean(totals / len(batches)).tolist()
         if not math.isfinite(loss):
             raise UserError(
-                f"the loss is not finite in epoch {epoch}; the state of epoch {epoch - 1} is kept",
+                f"the loss is not finite in epoch {epoch}; {self._kept()}",
                 where=str(self.state_path or ""),
                 fix=f"a smaller {self.section}.lr or {self.section}.scorer_lr, or "
                 f"{self.section}.grad_clip",
@@ -290,6 +291,13 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.train_options["grad_clip"])
         self.optimizer.step()
         return torch.stack([loss.detach(), *parts]).float()
+
+    def _kept(self) -> str:
+        """What there is to go on from."""
+        kept = [row["epoch"] for row in self.history if self._is_due(row["epoch"], math.inf)]
+        if not kept or self.state_path is None:
+            return "no state is kept"
+        return f"the state of epoch {kept[-1]} is kept"
 
     def _pose_targets(self) -> Tensor:
         batch_size = self.recipe["evaluate"]["batch_size"]
