@@ -57,8 +57,8 @@ class Scored:
 
     Attributes:
         poses: Pose logits (B, K).
-        pairs: Logits (B, K, classes) of a class-wise scorer, or a mixture's log-probabilities of the
-            poses that were passed.
+        pairs: Logits (B, K, classes) of a class-wise scorer, or a mixture's log-probabilities of
+            the poses that were passed.
         vectors: (B, K, dim) of a scorer that is trained with a contrast.
     """
 
