@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ import pytest
 import yaml
 
 from eqadapt.analysis import outputs
-from eqadapt.study import load_study
+from eqadapt.study import load_study, read_yaml
 
 REPOSITORY = Path(__file__).parents[1]
 STUDIES = sorted(
@@ -168,6 +169,32 @@ def test_faults_stop_before_the_first_job_with_key_and_allowed_values(project):
     # A study given by --configfile replaces the default one; --config alone changes that one.
     assert own_study.status == 0 and own_study.jobs["train"] == 1
     assert partial.status == 0 and "results/mine/report.html" in partial.said
+
+
+def test_a_study_that_lacks_its_name_is_not_taken_for_the_default_one(project):
+    content = read_yaml(REPOSITORY / "config" / "smoke.yaml")
+    for name, kept in (("nameless", content.keys() - {"study"}), ("bare", {"seeds"})):
+        path = project / "config" / f"{name}.yml"
+        path.write_text(yaml.safe_dump({key: content[key] for key in kept}), encoding="utf-8")
+    nameless, bare = snakemake(
+        project,
+        ["-n", "--configfile", "config/nameless.yml"],
+        ["-n", "--configfile", "config/bare.yml"],
+    )
+    for call in (nameless, bare):
+        assert call.status != 0 and not call.jobs
+        assert "study: missing" in call.said and "Traceback" not in call.said
+
+
+def test_folders_with_spaces_and_quotes_reach_the_commands_whole(project):
+    content = read_yaml(REPOSITORY / "config" / "smoke.yaml")
+    content["datasets"] = {"mine": {"folder": "it's my $(folder)"}}
+    path = project / "config" / "quoted.yml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    (call,) = snakemake(project, ["-n", "-p", "--configfile", "config/quoted.yml"])
+    assert call.status == 0, call.said
+    (line,) = [line for line in call.said.splitlines() if "eqadapt download" in line]
+    assert shlex.split(line)[shlex.split(line).index("--folder") + 1] == "it's my $(folder)"
 
 
 def touch_all(folder, *arguments):

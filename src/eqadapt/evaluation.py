@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from eqadapt.errors import UserError
 from eqadapt.groups import RotationAction
 from eqadapt.methods import Method
 from eqadapt.symmetrize import Output, Symmetrized
@@ -57,6 +58,9 @@ def orbit_accuracy(
         labels: (N,) int64.
         pipeline: Bytes to images.
         batch_size: Images a batch.
+
+    Raises:
+        UserError: An output is not finite.
     """
     if not len(images):
         return {}
@@ -65,13 +69,17 @@ def orbit_accuracy(
     order = model.action.group.order
     correct = torch.zeros(order, device=images.device)
     identities = torch.zeros((), device=images.device)
+    finite = torch.ones((), dtype=torch.bool, device=images.device)
     for rows, x in batches(images, pipeline, model.action, batch_size):
         for pose in range(order):
             output = model(model.action.posed(x, pose))
             correct[pose] += (output.logits.argmax(dim=1) == labels[rows]).sum()
+            finite &= output.logits.isfinite().all()
             if pose == 0 and output.chosen is not None:
                 identities += (output.chosen == 0).sum()
     model.train(was_training)
+    if not finite:
+        raise _not_finite()
     accuracy = (correct / len(images)).tolist()
     scored = model.scorer is not None or model.view_scorer is not None
     return {
@@ -79,6 +87,12 @@ def orbit_accuracy(
         "val_cn_avg": sum(accuracy) / order,
         "val_identity_rate": float(identities) / len(images) if scored else None,
     }
+
+
+def _not_finite() -> UserError:
+    return UserError(
+        "the model's outputs are not finite", fix="a smaller train.lr or train.scorer_lr, and train"
+    )
 
 
 @dataclass
@@ -162,6 +176,9 @@ def predict_orbit(
         poses: The action of the pose group, whose elements turn the inputs.
         batch_size: Images a batch.
 
+    Raises:
+        UserError: An output is not finite.
+
     Returns:
         The columns of the predictions file; ``passes`` is the number of backbone passes an image
         takes, counted on the first batch in the first pose.
@@ -186,6 +203,8 @@ def predict_orbit(
                 output = model(turned)
                 logits, chosen = output.logits, output.chosen
             score, prediction = logits.float().softmax(dim=1).max(dim=1)
+            if not score.isfinite().all():
+                raise _not_finite()
             count = len(x)
             columns["index"].append(index[rows].cpu().numpy().astype(np.int32))
             columns["label"].append(labels[rows].cpu().numpy().astype(np.int16))

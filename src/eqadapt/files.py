@@ -11,21 +11,61 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from eqadapt.errors import UserError
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; move it into place only if the block succeeds.
 
     The temporary name keeps the suffix, because many writers choose the format by it.
+
+    Raises:
+        UserError: There can be no folder for it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: str | os.PathLike[str]) -> None:
+    """Make a folder, and those above it, where it is not there yet.
+
+    Raises:
+        UserError: A file is in its place, or nothing may be written there.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"no folder can be made here: {error.strerror or error}",
+            where=str(folder),
+            fix="remove the file in its place, allow writing there, or name another folder",
+        ) from error
+
+
+def probe_folder(folder: str | os.PathLike[str]) -> None:
+    """See, before hours of work, whether files can be written into a folder; leaves none.
+
+    Raises:
+        UserError: They cannot.
+    """
+    make_folder(folder)
+    probe = Path(folder, f".{uuid.uuid4().hex}.probe")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"nothing can be written here: {error.strerror or error}",
+            where=str(folder),
+            fix="allow writing there, or name another folder",
+        ) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

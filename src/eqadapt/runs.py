@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -160,16 +160,24 @@ class StudyRunner:
         if dataset not in self._splits:
             options = self.study.config["datasets"][dataset]
             folder = self.prepared_folder(dataset)
+            train, validation = (
+                prepared.load(folder, split, limit=options[limit], check=True)
+                for split, limit in (("train", "limit_train"), ("validation", "limit_test"))
+            )
+            check_alike(folder, train, validation)
             self._splits[dataset] = SplitData(
-                prepared.load(folder, "train", limit=options["limit_train"]),
-                prepared.load(folder, "validation", limit=options["limit_test"]),
-                lambda: self._read_test(dataset),
+                train, validation, lambda: self._read_test(dataset, train)
             )
         return self._splits[dataset]
 
-    def _read_test(self, dataset: str) -> prepared.Prepared:
-        limit = self.study.config["datasets"][dataset]["limit_test"]
-        return prepared.load(self.prepared_folder(dataset), "test", limit=limit)
+    def _read_test(self, dataset: str, train: prepared.Prepared) -> prepared.Prepared:
+        limit, folder = (
+            self.study.config["datasets"][dataset]["limit_test"],
+            self.prepared_folder(dataset),
+        )
+        test = prepared.load(folder, "test", limit=limit, check=True)
+        check_alike(folder, train, test)
+        return test
 
     def backbone(self, run: Run, recipe: dict[str, Any]) -> Backbone:
         """A fresh backbone with the weights a run starts from."""
@@ -322,9 +330,22 @@ class StudyRunner:
         recipe = self.study.recipe(run)
         model = self.model(run, recipe)
         path = self.files.checkpoint(run.source)
-        tensors, _ = checkpoint.load(path)
+        tensors, meta = checkpoint.load(path)
+        self._check_origin(path, run.source, meta)
         load_state(model, tensors, str(path))
         return model.eval()
+
+    def _check_origin(self, path: Path, run: Run, meta: Mapping[str, Any]) -> None:
+        """Stop at the checkpoint of another run, recipe or data: it would be published as this."""
+        identity = self._identity(run, self.study.recipe(run))
+        wanted = {**run.as_dict(), **{key: identity[key] for key in ("config_hash", "data_sha256")}}
+        for key, value in wanted.items():
+            if key in meta and meta[key] != value:
+                raise UserError(
+                    f"the checkpoint is of another {key}: {meta[key]}, not {value}",
+                    where=str(path),
+                    fix="train this run again, or name the study that it is of",
+                )
 
     def _added_parameters(self, run: Run, recipe: dict[str, Any]) -> int:
         """Parameters beside the backbone's, as trained: an exported scorer has more, expanded."""
@@ -374,6 +395,26 @@ class StudyRunner:
         self.say(
             f"{run.stem}  upright {100 * accuracy:.2f}  over {poses.group.name} {100 * mean:.2f}"
         )
+
+
+def check_alike(folder: Path, train: prepared.Prepared, other: prepared.Prepared) -> None:
+    """Stop where two splits are not of one data set.
+
+    Raises:
+        UserError: Their names, classes or channels differ.
+    """
+    split = other.metadata["split"]
+    for what, first, second in (
+        ("data set", train.metadata["dataset"], other.metadata["dataset"]),
+        ("classes", train.classes, other.classes),
+        ("channels", train.images.shape[1], other.images.shape[1]),
+    ):
+        if first != second:
+            raise UserError(
+                f"train and {split} splits differ in their {what}: {first}, {second}",
+                where=str(folder),
+                fix="remove the folder and run `eqadapt prepare` again",
+            )
 
 
 def _silent(_text: str) -> None:

@@ -77,6 +77,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any] | None) -> dict[str, 
     merged = dict(base)
     for key, value in (over or {}).items():
         old = merged.get(key)
+        if isinstance(old, list) and isinstance(value, Mapping):
+            old = dict.fromkeys(map(str, old))  # names: a change to one of them keeps the others
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
         merged[key] = merge(old, value) if both else deepcopy(value)  # type: ignore[arg-type]
     return merged
@@ -335,6 +337,20 @@ def parse_override(text: str) -> dict[str, Any]:
     return dict(nested)
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key may not stand twice: the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping of its keys; those of merges (``<<``) may be given again."""
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = sorted({key for key in keys if isinstance(key, str) and keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice[0]!r} stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping.
 
@@ -346,9 +362,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
             "no such study", where=str(path), fix="give a file, e.g. config/digits.yaml"
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"not readable as YAML: {error}", where=str(path)) from error
+        raise UserError(
+            f"not readable as YAML: {error}", where=str(path), fix="correct the file there"
+        ) from error
     if not isinstance(content, dict):
         raise UserError("the study is not a mapping of keys to values", where=str(path))
     return content

@@ -60,7 +60,7 @@ def validated(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         UserError: It is not; the message lists every fault with its key and the allowed values.
     """
     given = _typed(dict(config))
-    _raise(_schema_faults(given), where)
+    _raise([*_finite(given), *_schema_faults(given)], where)
     filled = _filled(_with_read_options(_normal(given)), schema())
     for name, dataset in filled["datasets"].items():
         if dataset.get("source") == name:
@@ -83,19 +83,22 @@ def _raise(faults: list[Fault], where: str) -> None:
 
 
 def _typed(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with texts read as the numbers, truths and nothings they mean.
+    """The configuration with texts read as the numbers, truths and nothings they mean, and with
+    whole numbers where such are wanted: 2.0 as 2.
 
     YAML 1.1 reads ``1e-3`` as text for want of a dot, and ``snakemake --config`` hands over
     everything inside brackets as text.
     """
     config = deepcopy(config)
     for error in list(_errors(config)):
-        if isinstance(error.instance, str) and error.validator in ("type", "enum"):
+        found = error.instance
+        whole = isinstance(found, float) and found.is_integer()
+        if (isinstance(found, str) or whole) and error.validator in ("type", "enum"):
             *parents, last = error.absolute_path
             place: Any = config
             for key in parents:
                 place = place[key]
-            place[last] = _scalar(error.instance)
+            place[last] = int(found) if whole else _scalar(found)
     return config
 
 
@@ -185,8 +188,13 @@ def _filled(value: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]
 
 def _errors(config: Mapping[str, Any]) -> Iterator[Any]:
     from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
 
-    return Draft202012Validator(schema()).iter_errors(config)
+    # JSON knows no whole numbers, so that 1.0 would pass for one; Python does.
+    checker = Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    )
+    return extend(Draft202012Validator, type_checker=checker)(schema()).iter_errors(config)
 
 
 def _schema_faults(config: Mapping[str, Any]) -> list[Fault]:
@@ -231,6 +239,18 @@ def _described(error: Any) -> Iterator[Fault]:
 def _hint(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), 1)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _finite(config: Mapping[str, Any]) -> Iterator[Fault]:
+    """Numbers that are none: YAML has .nan and .inf."""
+    places: list[tuple[str, Any]] = [("", config)]
+    while places:
+        path, value = places.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            yield path, f"{value}", "a finite number"
+        named = dict(enumerate(value)) if isinstance(value, list) else value
+        pairs = named.items() if isinstance(named, Mapping) else ()
+        places += [(f"{path}.{key}".lstrip("."), item) for key, item in pairs]
 
 
 def _seeds(config: Mapping[str, Any]) -> Iterator[Fault]:
@@ -349,6 +369,9 @@ def _datasets(config: Mapping[str, Any]) -> Iterator[Fault]:
                 f"unknown data set {source!r}{_hint(source, known)}",
                 f"{', '.join(known)}; or any name with `folder`",
             )
+        held_out = options["validation"]
+        if held_out is not None and held_out >= 1 and held_out != int(held_out):
+            yield f"{path}.validation", f"{held_out}", "a count, or a fraction below 1"
         if name in known and source != name:
             yield f"{path}.source", f"{name} is a data set itself", "another name for the entry"
         if folders.setdefault(source, options["folder"]) != options["folder"]:
@@ -432,6 +455,8 @@ def _backbones(config: Mapping[str, Any]) -> Iterator[Fault]:
             yield f"{path}.weights", f"{model} has no pretrained weights", "scratch, pretrain, file"
         if weights == "file" and not (backbone["file"] and backbone["sha256"]):
             yield f"{path}.weights", "file needs a file and its sha256", "both keys beside it"
+        if backbone["file"] and weights != "file" and not is_zero_shot(backbone):
+            yield f"{path}.file", f"weights: {weights} would not read it", "weights: file beside it"
         if is_zero_shot(backbone):
             yield from _zero_shot(path, backbone, config["datasets"])
         ignorant = [

@@ -30,7 +30,7 @@ from eqadapt.tuning import (
 class ValidationRunner(StudyRunner):
     """A runner without a test split: whatever asks for it fails."""
 
-    def _read_test(self, dataset: str) -> prepared.Prepared:
+    def _read_test(self, dataset: str, train: prepared.Prepared) -> prepared.Prepared:
         raise AssertionError(f"a search for recipes asked for the test split of {dataset}")
 
     def share_data(self, other: ValidationRunner) -> None:

@@ -6,6 +6,7 @@ $STUDY, a file named by its content, through the shell's prefix, which is not tr
 of one key reruns what depends on that key. $RESULTS and $SCRATCH are the study's folders.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from eqadapt.study import digest_of, expanded, load_study
 from eqadapt.study_rules import schema
 from eqadapt.test_time.plan import load_plan
 
-# A study given by --configfile stands alone; changes by --config alone are to the default study.
-if not set(schema()["required"]) <= set(config):
+# A study given by --configfile, or by a workflow that includes this one, stands alone, whatever it
+# lacks; changes by --config alone are to the default study.
+if not workflow.config_settings.configfiles and not set(schema()["required"]) <= set(config):
 
     configfile: "config/digits.yaml"
 
@@ -89,7 +91,7 @@ def shell_prefix():
     lines = ["set -euo pipefail", f'export PATH="{Path(sys.executable).parent}:$PATH"']
     lines.append(f"STUDY={study_file()} RESULTS={RESULTS} SCRATCH={SCRATCH}")
     if STUDY.config["mirror"]:
-        lines.append(f"export EQADAPT_MIRROR='{STUDY.config['mirror']}'")
+        lines.append(f"export EQADAPT_MIRROR={shlex.quote(STUDY.config['mirror'])}")
     return "; ".join(lines).replace("{", "{{").replace("}", "}}") + "; "
 
 
@@ -131,7 +133,7 @@ def user_folder(source):
 def folder_flag(source):
     """The user's folder of a data set as a flag of a verb; else nothing."""
     folder = user_folder(source)
-    return f"--folder {folder}" if folder else ""
+    return f"--folder {shlex.quote(expanded(folder))}" if folder else ""
 
 
 def folder_state(source):

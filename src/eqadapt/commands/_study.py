@@ -38,7 +38,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def make_runner(args: argparse.Namespace) -> StudyRunner:
-    """The runner of the study that the flags name."""
+    """The runner of the study that the flags name; its folders can be written to."""
+    from eqadapt.files import probe_folder
     from eqadapt.study import load_study
 
     study = load_study(args.study, args.set)
@@ -49,6 +50,8 @@ def make_runner(args: argparse.Namespace) -> StudyRunner:
         args.scratch or Path("scratch") / study.name,
         args.data,
     )
+    for folder in (files.results, files.scratch):
+        probe_folder(folder)
     return StudyRunner(study, files)
 
 

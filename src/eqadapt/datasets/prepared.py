@@ -67,6 +67,11 @@ def read_metadata(folder: str | Path, split: str) -> dict[str, str]:
         raise _unusable(path, str(error)) from error
     if metadata.get("format_version") != FORMAT_VERSION:
         raise _unusable(path, f"format version {metadata.get('format_version')}")
+    lacking = sorted({"dataset", "split", "classes", "data_sha256"} - set(metadata))
+    if lacking:
+        raise _unusable(path, f"it does not say its {', '.join(lacking)}")
+    if metadata["split"] != split:
+        raise _unusable(path, f"it is the {metadata['split']} split")
     return metadata
 
 
@@ -98,6 +103,8 @@ def load(
     metadata = read_metadata(folder, split)
     path = split_path(folder, split)
     with safe_open(path, framework="pt") as file:
+        if lacking := sorted({"images", "labels", "index"} - set(file.keys())):
+            raise _unusable(path, f"it holds no {', '.join(lacking)}")
         images, labels, index = (file.get_tensor(key) for key in ("images", "labels", "index"))
     if check and data_sha256(images.numpy(), labels.numpy()) != metadata["data_sha256"]:
         raise _unusable(path, "its images and labels do not match their checksum")
@@ -107,7 +114,18 @@ def load(
     images = images.permute(0, 3, 1, 2)
     if not mapped:
         images, labels, index = images.contiguous(), labels.clone(), index.clone()
-    return Prepared(images, labels, index, tuple(json.loads(metadata["classes"])), metadata)
+    return Prepared(images, labels, index, _classes(path, metadata, labels), metadata)
+
+
+def _classes(path: Path, metadata: dict[str, str], labels: Tensor) -> tuple[str, ...]:
+    """The names of the classes, which every label must be a place in."""
+    try:
+        classes = tuple(json.loads(metadata["classes"]))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise _unusable(path, "its list of classes is not readable") from error
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+        raise _unusable(path, f"it has labels beyond its {len(classes)} classes")
+    return classes
 
 
 def data_sha256(images: np.ndarray, labels: np.ndarray) -> str:
