@@ -121,6 +121,9 @@ def build_backbone(
         kind: Channels and classes of the data.
         weights: Checkpoint of the pretraining rule, for ``weights: pretrain``; class vectors, for
             zero-shot classifiers.
+
+    Raises:
+        UserError: The network, its options, its weights or the sizes do not fit.
     """
     section, image = recipe["backbone"], recipe["image"]
     source, zero_shot = section["weights"], is_zero_shot(section)
@@ -139,6 +142,7 @@ def build_backbone(
     check_sizes(image["size"], size)
     mean, std = normalisation(network, kind.channels, image["mean"], image["std"])
     backbone = Backbone(network, size, mean, std)
+    check_pass(backbone, section["model"])
     if zero_shot:
         return backbone
     if source == "file":
@@ -147,6 +151,40 @@ def build_backbone(
         tensors, _ = checkpoint.load(weights)
         load_state(backbone, checkpoint.without_prefix("backbone", tensors), str(weights))
     return backbone
+
+
+def check_pass(backbone: Backbone, model: str) -> None:
+    """Pass one black image, so that a side the network cannot take is told before training.
+
+    Only the pass is exact: networks do not say which sides they take. It leaves no trace, neither
+    in the random state nor in the statistics of batch norm.
+
+    Args:
+        backbone: On the CPU.
+        model: Its name in the study.
+
+    Raises:
+        UserError: The network fails on an image of this side.
+    """
+    side = backbone.size
+    x = backbone.mean.new_zeros(1, backbone.mean.shape[1], side, side)
+    # The flag itself is set and put back: ``eval`` and ``train`` may do more in a network.
+    modes = [(module, module.training) for module in backbone.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            backbone(x)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{model} fails on an image of {side} x {side} pixels: {reason}",
+            where="image.backbone_size (image.size where that is null)",
+            fix="set image.backbone_size to a side that this backbone takes",
+        ) from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def build_model(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -179,10 +180,34 @@ def _timm_network(model: str, pretrained: bool, **options: Any) -> nn.Module:
             fix="check the network, or use weights: pretrain, scratch or file",
         ) from error
     if small_stem:  # the ImageNet stem would leave a small image four pixels wide
-        outputs = int(network.conv1.out_channels)  # type: ignore[arg-type, union-attr]
-        network.conv1 = nn.Conv2d(options["in_chans"], outputs, 3, 2, 1, bias=False)
+        stem = getattr(network, "conv1", None)
+        if not isinstance(stem, nn.Conv2d) or not hasattr(network, "maxpool"):
+            raise _no_option("small_stem", model)
+        network.conv1 = nn.Conv2d(options["in_chans"], stem.out_channels, 3, 2, 1, bias=False)
         network.maxpool = nn.Identity()
     return network
+
+
+def _no_option(name: str, model: str) -> UserError:
+    return UserError(
+        f"{model} takes no option {name!r}",
+        where=f"options of the backbone {model}",
+        fix=f"remove {name}, or see the arguments of the network",
+    )
+
+
+def _refuse_option(error: TypeError, model: str, options: Mapping[str, Any]) -> None:
+    """Name the option that a network does not take; any other TypeError is a bug and passes.
+
+    Networks of timm hand their options on, so that only the call itself tells which are known.
+
+    Raises:
+        UserError: The call failed for the name of one of ``options``.
+    """
+    refused = r"got (?:an unexpected|multiple values for) (?:keyword )?argument '(\w+)'"
+    found = re.search(refused, str(error))
+    if found and found[1] in options:
+        raise _no_option(found[1], model) from error
 
 
 def build_network(
@@ -204,9 +229,19 @@ def build_network(
         options: Further arguments of the model.
 
     Raises:
-        UserError: Unknown name, or weights that cannot be had.
+        UserError: Unknown name or option, or weights that cannot be had.
     """
     options = dict(options or {})
+    try:
+        return _named_network(model, num_classes, in_channels, pretrained, options)
+    except TypeError as error:
+        _refuse_option(error, model, options)
+        raise
+
+
+def _named_network(
+    model: str, num_classes: int, in_channels: int, pretrained: bool, options: Mapping[str, Any]
+) -> nn.Module:
     if model.startswith("cifar_resnet"):
         depth = model.removeprefix("cifar_resnet")
         if depth not in map(str, _CIFAR_DEPTHS) or pretrained:
@@ -234,12 +269,35 @@ def build_network(
 def normalisation(
     network: nn.Module, in_channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation: as given, else the network's own, else 0.5 and 0.5."""
+    """Mean and standard deviation: as given, else the network's own, else 0.5 and 0.5.
+
+    Raises:
+        UserError: Given values are not one a channel, not finite, or a deviation is not above 0.
+    """
     config = getattr(network, "pretrained_cfg", None) or {}
     own_mean, own_std = config.get("mean"), config.get("std")
     if own_mean is None or len(own_mean) != in_channels or not config.get("hf_hub_id"):
         own_mean, own_std = [0.5] * in_channels, [0.5] * in_channels
-    return list(mean or own_mean), list(std or own_std or ())
+    return (
+        list(own_mean) if mean is None else _channel_values("mean", mean, in_channels),
+        list(own_std or ()) if std is None else _channel_values("std", std, in_channels),
+    )
+
+
+def _channel_values(key: str, given: Sequence[float], in_channels: int) -> list[float]:
+    """The values of ``image.mean`` or ``image.std``, checked."""
+    values = list(given) if isinstance(given, Sequence) else []
+    fix = f"as many values as channels ({in_channels}), or null for the network's own"
+    if len(values) != in_channels:
+        what = f"{key} is {given}, but the images have {in_channels} channels"
+        raise UserError(what, where=f"image.{key}", fix=fix)
+    numbers = all(isinstance(value, int | float) for value in values)
+    # As the images are divided: of single precision, where 1e-50 is zero.
+    single = torch.tensor(values, dtype=torch.float32) if numbers else torch.tensor(math.nan)
+    if not single.isfinite().all() or (key == "std" and not (single > 0).all()):
+        kind = "finite numbers above 0" if key == "std" else "finite numbers"
+        raise UserError(f"{key} is {given}: not {kind}", where=f"image.{key}", fix=fix)
+    return values
 
 
 def check_weights_file(path: str | Path, sha256: str | None) -> Path:
@@ -254,7 +312,9 @@ def check_weights_file(path: str | Path, sha256: str | None) -> Path:
     found = sha256_file(path)
     if sha256 and not found.startswith(sha256):
         raise UserError(
-            f"checksum of the weights file: expected {sha256}, found {found}", where=str(path)
+            f"checksum of the weights file: expected {sha256}, found {found}",
+            where=str(path),
+            fix="fetch the file again, or give the checksum of the file that is meant",
         )
     return path
 
@@ -263,24 +323,85 @@ def read_weights_file(path: str | Path, sha256: str | None) -> dict[str, Tensor]
     """A user's state dict (safetensors, or a torch file read without unpickling code).
 
     Raises:
-        UserError: No file, or another checksum.
+        UserError: No file, another checksum, no state dict of tensors, or values that are complex,
+            infinite or not a number.
     """
     path = check_weights_file(path, sha256)
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state: Any = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state)
+    state = _read_file(path)
+    if isinstance(state, Mapping):
+        state = state.get("state_dict", state)
+    _check_state(state, str(path))
+    for key, value in state.items():
+        _check_values(key, value, str(path))
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _no_state(reason: str, where: str) -> UserError:
+    return UserError(
+        f"not a state dict of tensors: {reason}",
+        where=where,
+        fix="save it with `torch.save(model.state_dict(), path)`, or as safetensors in a file "
+        "named .safetensors",
+    )
+
+
+def _read_file(path: Path) -> Any:
+    """Whatever the file holds.
+
+    Raises:
+        UserError: It cannot be read, or only by running code.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    # Bytes that are no pickle are read as its opcodes, and fail as these do: by a KeyError, a
+    # struct.error or nearly anything else. The cause is left out, as torch's message advises to
+    # run the code of the file.
+    except Exception as error:
+        reason = "it is empty, cut short, of another format or holds code"
+        raise _no_state(f"{reason} ({type(error).__name__})", str(path)) from None
+
+
+def _check_state(state: object, where: str) -> None:
+    """Stop where ``state`` is not dense tensors by name.
+
+    Raises:
+        UserError: It is something else; the first entry at fault is named.
+    """
+    if not isinstance(state, Mapping):
+        raise _no_state(f"it is of type {type(state).__name__}", where)
+    for key, value in state.items():
+        if not isinstance(key, str):
+            raise _no_state(f"the key {key!r} is no name", where)
+        if not isinstance(value, Tensor):
+            raise _no_state(f"{key} is of type {type(value).__name__}", where)
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise _no_state(f"{key} is sparse, quantized or without values", where)
+
+
+def _check_values(key: str, value: Tensor, where: str) -> None:
+    """Stop where a weight cannot be one of a trained network.
+
+    Raises:
+        UserError: It is complex, or not finite.
+    """
+    fix = "give a whole checkpoint of a real-valued network whose training did not diverge"
+    if value.is_complex():
+        raise UserError(f"the weights {key} are complex", where=where, fix=fix)
+    wide = value.float() if value.element_size() == 1 else value  # torch tests no 8-bit floats
+    if not wide.isfinite().all():
+        raise UserError(f"the weights {key} hold NaN or infinity", where=where, fix=fix)
 
 
 def load_weights_file(network: nn.Module, path: str | Path, sha256: str | None) -> None:
     """Load a user's state dict.
 
     Raises:
-        UserError: No file, another checksum, or another architecture or class count.
+        UserError: No file, another checksum, no finite weights, or another architecture or class
+            count.
     """
     load_state(network, read_weights_file(path, sha256), where=str(path))
 
@@ -289,21 +410,26 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> No
     """Load a state dict strictly, with a message that names the first differences.
 
     Raises:
-        UserError: Keys or shapes differ.
+        UserError: It holds other things than tensors, or keys, shapes or kinds differ.
     """
+    _check_state(state, where)
     own = module.state_dict()
     counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
     state = {**counters, **state}  # old checkpoints lack these, and nothing reads them
     missing = sorted(own.keys() - state.keys())
     unknown = sorted(state.keys() - own.keys())
+    shared = sorted(own.keys() & state.keys())
     shapes = [
         f"{key}: {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own.keys() & state.keys()
+        for key in shared
         if own[key].shape != state[key].shape
     ]
-    if missing or unknown or shapes:
+    # Torch would drop the imaginary parts.
+    imaginary = [key for key in shared if state[key].is_complex() and not own[key].is_complex()]
+    differences = {"missing": missing, "unknown": unknown, "shape": shapes, "complex": imaginary}
+    if any(differences.values()):
         parts = []
-        for label, items in (("missing", missing), ("unknown", unknown), ("shape", shapes)):
+        for label, items in differences.items():
             if items:
                 parts.append(f"{label}: {', '.join(items[:3])}{' ...' if len(items) > 3 else ''}")
         raise UserError(
