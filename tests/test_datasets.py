@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from eqadapt.cli import main
-from eqadapt.datasets import prepared, registry
+from eqadapt.datasets import preparation, prepared, registry
 from eqadapt.datasets.acquire import acquire
 from eqadapt.datasets.preparation import prepare
 from eqadapt.datasets.prepared import SPLITS, load, write_split
@@ -90,6 +91,13 @@ def test_hashed_numbers_are_uniform():
 def test_validation_that_would_lose_a_class_is_refused(asked):
     with pytest.raises(UserError, match="every class"):
         validation_size(asked, np.arange(100) % 4)
+
+
+@pytest.mark.parametrize("asked", [1, 2, 0.5])
+def test_one_image_a_class_leaves_nothing_to_choose(asked):
+    with pytest.raises(UserError, match="2 training images of 2 classes") as error:
+        validation_size(asked, np.arange(2))
+    assert "two training images or more" in error.value.fix and "choose" not in error.value.fix
 
 
 def test_validation_takes_counts_and_fractions():
@@ -246,6 +254,28 @@ def test_unreadable_record_is_an_error_of_the_user(tmp_path, text):
         verify("digits", tmp_path)
 
 
+@pytest.mark.parametrize("step", [verify, lambda d, f: prepare(d, f, f / "out")])
+def test_record_that_lacks_something_is_an_error_of_the_user(tmp_path, step):
+    """Whatever it is: each key alone, and nearly all of them at once."""
+    acquire("digits", tmp_path)
+    verify("digits", tmp_path)
+    name = "source.json" if step is verify else "verified.json"
+    whole = json.loads((tmp_path / name).read_text())
+    used = ["dataset", "source", "kind", "layout", "file", "url", "mirror", "sha256", "checksum"]
+    used += ["generated_from"] + (["checked_against"] if step is not verify else [])
+    for key in used:
+        (tmp_path / name).write_text(json.dumps({k: v for k, v in whole.items() if k != key}))
+        with pytest.raises(UserError, match=f"cannot be read .it lacks {key}"):
+            step("digits", tmp_path)
+    for changed in ({"file": 3}, {"sha256": None}, {"checksum": "x"}, {"checksum": {"value": "x"}}):
+        (tmp_path / name).write_text(json.dumps({**whole, **changed}))
+        with pytest.raises(UserError, match=f"cannot be read .{next(iter(changed))} is"):
+            step("digits", tmp_path)
+    (tmp_path / name).write_text('{"dataset": "digits", "file": "digits.csv.gz"}')
+    with pytest.raises(UserError, match="it lacks source, kind"):
+        step("digits", tmp_path)
+
+
 # --- the registry
 
 
@@ -313,6 +343,21 @@ def test_mistakes_are_one_message(tmp_path, monkeypatch, capsys, arguments, mess
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and "to do:" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("verb", ["download", "prepare"])
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_file_in_the_place_of_the_folder_is_named(tmp_path, monkeypatch, capsys, verb, below):
+    monkeypatch.chdir(tmp_path)
+    if verb == "prepare":
+        make_digits(tmp_path / "data")
+    monkeypatch.setattr(preparation, "open_raw", None)  # told before the archive is looked at
+    (tmp_path / "taken").write_text("mine")
+    raw = ["--raw", "data/raw"] if verb == "prepare" else []
+    assert main([verb, "--dataset", "digits", *raw, "--out", str(Path("taken", below))]) == 2
+    error = capsys.readouterr().err
+    assert "no folder can be made here" in error and "taken" in error
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_size_is_refused_where_images_have_one(tmp_path):

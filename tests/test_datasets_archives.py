@@ -203,6 +203,8 @@ def test_damaged_images_are_named(form):
         with pytest.raises(UserError, match="cannot be decoded") as error:
             decode(bad, "set.tar: train/a/1.png", 3)
         assert error.value.where == "set.tar: train/a/1.png"
+        again = "replace or remove the file, then download and verify again"
+        assert again in error.value.fix and "0x" not in str(error.value)
 
 
 def test_floating_point_images_are_refused():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from PIL import Image
 from eqadapt.cli import main
 from eqadapt.datasets import acquire as acquire_module
 from eqadapt.datasets.acquire import acquire
-from eqadapt.datasets.image_tree import places
+from eqadapt.datasets.image_tree import folder_files, places
 from eqadapt.datasets.mirror import noted_checksum
 from eqadapt.datasets.preparation import prepare
 from eqadapt.datasets.prepared import SPLITS, load, read_metadata
@@ -190,8 +192,10 @@ def test_class_with_one_training_image_cannot_be_split(tmp_path):
     files = tree()
     for number in range(1, 6):
         del files[f"train/dog/{number}.png"]
-    with pytest.raises(UserError, match="dog"):
+    with pytest.raises(UserError, match="one image only of dog") as error:
         from_folder(tmp_path, files)
+    assert "two training images or more" in error.value.fix
+    assert not (tmp_path / "out").exists()
 
 
 # --- images
@@ -335,6 +339,214 @@ def test_links_of_the_user_are_followed_once(tmp_path):
     record = acquire("pets", tmp_path / "raw", folder=mine)
     with tarfile.open(tmp_path / "raw" / record["file"]) as archive:
         assert len(archive.getnames()) == 36
+
+
+def packed(tmp_path, folder):
+    record = acquire("pets", tmp_path / "raw", folder=folder)
+    with tarfile.open(tmp_path / "raw" / record["file"]) as archive:
+        return archive.getnames()
+
+
+def test_two_ways_to_one_folder_are_both_taken(tmp_path):
+    """Neither is a loop; which of them is come to first does not matter."""
+    folder = lay_out(tmp_path / "mine", tree(classes=("a", "b")))
+    lay_out(folder, {"train/b/part/9.png": png(9)})
+    (folder / "test/c").symlink_to("../train/a")
+    (folder / "train/c").symlink_to("a")
+    (folder / "train/a/extra").symlink_to("../b/part")
+    names = packed(tmp_path, folder)
+    for twice in ("train/b/part/9.png", "train/a/extra/9.png", "train/c/extra/9.png"):
+        assert twice in names
+    assert {f"{split}/c/{i}.png" for split in ("train", "test") for i in range(6)} < set(names)
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../../.."])
+def test_links_that_lead_up_are_not_followed(tmp_path, target):
+    """Also above the folder itself, where everything beside it would count as images of cat."""
+    lay_out(tmp_path, {"other/1.png": png(1)})
+    folder = lay_out(tmp_path / "mine", tree())
+    (folder / "train/cat/up").symlink_to(target)
+    assert sorted(packed(tmp_path, folder)) == sorted(tree())
+
+
+class Listing:
+    """Stands for what os.scandir returns."""
+
+    def __init__(self, entries):
+        self.entries = iter(entries)
+
+    def __next__(self):
+        return next(self.entries)
+
+    def __iter__(self):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_folders_are_visited_in_sorted_order(tmp_path, monkeypatch):
+    """Two links into each other's folders: what is taken does not depend on the listing."""
+    folder = lay_out(tmp_path / "mine", tree(classes=("a", "b")))
+    (folder / "train/a/x").symlink_to("../b")
+    (folder / "train/b/x").symlink_to("../a")
+    found, scandir = [], os.scandir
+
+    for order in (False, True):
+
+        def listed(path, order=order):
+            with scandir(path) as entries:
+                return Listing(sorted(entries, key=lambda entry: entry.name, reverse=order))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "scandir", listed)
+            found.append(folder_files(folder))
+    assert found[0] == found[1]
+    names = [name for name, _ in found[0][0]]
+    assert "train/a/x/0.png" in names and "train/b/x/0.png" in names
+
+
+@pytest.mark.parametrize("target", ["/nonexistent.png", "link.png"])
+def test_link_to_no_image_is_named(tmp_path, target):
+    folder = lay_out(tmp_path / "mine", tree())
+    (folder / "train/cat/link.png").symlink_to(target)
+    with pytest.raises(UserError, match=r"cat/link\.png is a link that leads nowhere") as error:
+        acquire("pets", tmp_path / "raw", folder=folder)
+    assert error.value.where == str(folder / "train/cat/link.png")
+
+
+def test_link_to_no_class_folder_is_named(tmp_path):
+    folder = lay_out(tmp_path / "mine", tree())
+    for split in ("train", "test"):
+        (folder / split / "bird").symlink_to("/nonexistent")
+    with pytest.raises(UserError, match="test/bird has no image; 1 more"):
+        acquire("pets", tmp_path / "raw", folder=folder)
+
+
+def test_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    folder = lay_out(tmp_path / "mine", tree())
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("cat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match="cannot be read: Permission denied") as error:
+        acquire("pets", tmp_path / "raw", folder=folder)
+    assert error.value.where.endswith("cat")
+
+
+# --- what is no image, and downloads that fail
+
+
+@pytest.mark.parametrize("form", ["folder", "archive"])
+def test_class_of_images_with_an_unlisted_suffix_is_refused(tmp_path, form):
+    files = {
+        f"{s}/{c}": b"x" for s in ("train", "test") for c in ("c/1.jfif", "c/2.JFIF", "c/n.txt")
+    }
+    files |= tree()
+    with pytest.raises(
+        UserError, match=r"test/c has no image \(2 \.jfif, 1 \.txt\); 1 more"
+    ) as error:
+        if form == "folder":
+            from_folder(tmp_path, files)
+        else:
+            tar(tmp_path / "pets.tar", {f"pets/{name}": data for name, data in files.items()})
+            acquire("pets", tmp_path / "raw", mirror_folder=tmp_path)
+            verify("pets", tmp_path / "raw")
+            prepare("pets", tmp_path / "raw", tmp_path / "out", validation=3)
+    assert ".jpeg" in error.value.fix
+
+
+def test_empty_class_folder_is_refused(tmp_path):
+    folder = lay_out(tmp_path / "mine", tree())
+    for split in ("train", "test"):
+        (folder / split / "bird" / "deeper").mkdir(parents=True)
+    with pytest.raises(UserError, match="test/bird has no image; 1 more"):
+        acquire("pets", tmp_path / "raw", folder=folder)
+
+
+def test_files_left_out_are_counted_by_suffix(tmp_path, capsys):
+    """Beside the images, not elsewhere in the tree; hidden ones are not worth a word."""
+    others = ("train/cat/7.jfif", "test/dog/8.JFIF", "test/dog/list.txt", "train/cat/note")
+    silent = ("readme.txt", "docs/a/b.txt", ".git/x", "train/.DS_Store", "__MACOSX/train/c/._1.png")
+    files = {**tree(), **dict.fromkeys((*others, *silent), b"x")}
+    out = from_folder(tmp_path, files)
+    told = capsys.readouterr().err
+    assert "--folder: 2 .jfif, 1 .txt, 1 without suffix left out" in told and ".webp" in told
+    tar(tmp_path / "pets.tar", {f"pets/{name}": data for name, data in files.items()})
+    acquire("pets", tmp_path / "raw", mirror_folder=tmp_path)
+    verify("pets", tmp_path / "raw")
+    prepare("pets", tmp_path / "raw", tmp_path / "again", validation=3)
+    assert "pets.tar: 2 .jfif, 1 .txt, 1 without suffix left out" in capsys.readouterr().err
+    ours, theirs = (read_metadata(f, "train")["data_sha256"] for f in (out, tmp_path / "again"))
+    assert ours == theirs
+
+
+def test_nothing_is_said_where_nothing_was_left_out(tmp_path, capsys):
+    from_folder(tmp_path, {**tree(), "readme.txt": b"x", "train/cat/.DS_Store": b"x"})
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_one_class_is_not_enough(tmp_path):
+    with pytest.raises(UserError, match="one class, cat") as error:
+        from_folder(tmp_path, tree(classes=("cat",)))
+    assert "two classes or more" in error.value.fix
+
+
+@pytest.mark.parametrize("fault", ["no folder", "bad tree", "broken copy", "broken manifest"])
+def test_failed_download_leaves_the_earlier_one_and_its_record(tmp_path, monkeypatch, fault):
+    from_folder(tmp_path, tree())
+    before = {path.name: path.read_bytes() for path in (tmp_path / "raw").iterdir()}
+    other = tmp_path / "other"
+    if fault != "no folder":
+        lay_out(other, tree(splits=("train",) if fault == "bad tree" else ("train", "test")))
+
+    def breaks(files, path):
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(acquire_module, "pack", breaks)
+    monkeypatch.setattr(acquire_module.manifest, "write_manifest", breaks)
+    if fault == "broken manifest":
+        monkeypatch.setattr(acquire_module, "PACK_LIMIT_BYTES", 100)
+    with pytest.raises((UserError, OSError)):
+        acquire("pets", tmp_path / "raw", folder=other)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "raw").iterdir()} == before
+
+
+def test_new_archive_never_stands_beside_an_old_record(tmp_path, monkeypatch):
+    """Stopped between the archive's arrival and its record: no record at all is left."""
+    from_folder(tmp_path, tree())
+    old = (tmp_path / "raw/pets.tar").read_bytes()
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(acquire_module, "_record", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        acquire("pets", tmp_path / "raw", folder=lay_out(tmp_path / "new", tree(each=7)))
+    assert (tmp_path / "raw/pets.tar").read_bytes() != old
+    assert [path.name for path in (tmp_path / "raw").iterdir()] == ["pets.tar"]
+
+
+def test_record_goes_before_the_archive_comes(tmp_path, monkeypatch):
+    from_folder(tmp_path, tree())
+    replace = Path.replace
+
+    def watched(self, target):
+        if Path(target) == tmp_path / "raw/pets.tar":
+            assert not list((tmp_path / "raw").glob("*.json"))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    acquire("pets", tmp_path / "raw", folder=lay_out(tmp_path / "new", tree(each=7)))
+    assert (tmp_path / "raw/source.json").is_file()
 
 
 def test_commands_take_a_folder(tmp_path, monkeypatch, capsys):

@@ -90,6 +90,27 @@ def test_whole_file_arrives_and_is_not_fetched_twice(server, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["data.bin"]
 
 
+def test_word_is_given_once_before_a_new_file_takes_its_place(server, tmp_path):
+    """And none where the download fails, or the file that is there is kept."""
+    (tmp_path / "data.bin").write_bytes(b"old")
+    seen: list[bytes] = []
+
+    def before() -> None:
+        seen.append((tmp_path / "data.bin").read_bytes())
+
+    server.mode = "404"
+    with pytest.raises(UserError):
+        download(remote(server), tmp_path, HASTY, before=before)
+    server.mode, server.data = "ok", DATA[:-1]
+    with pytest.raises(UserError):
+        download(remote(server), tmp_path, HASTY, before=before)
+    assert seen == []
+    server.data = DATA
+    for _ in range(2):
+        download(remote(server), tmp_path, HASTY, before=before)
+    assert seen == [b"old"] and (tmp_path / "data.bin").read_bytes() == DATA
+
+
 def test_broken_connection_is_resumed_where_it_broke(server, tmp_path):
     server.mode = "cut"
     path, _ = download(remote(server), tmp_path, HASTY)

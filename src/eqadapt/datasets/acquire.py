@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from eqadapt.datasets.fetch import Patience, check_file, download
 from eqadapt.datasets.raw import FOLDER_PATH, IMAGES, OFFICIAL, RECORD, VERIFIED
 from eqadapt.datasets.source import Checksum, Source
 from eqadapt.errors import UserError
-from eqadapt.files import atomic_path, sha256_file, write_json, write_text
+from eqadapt.files import atomic_path, make_folder, sha256_file, write_json, write_text
 
 # A folder of images up to this size is copied into one archive; of a larger one a manifest is kept.
 PACK_LIMIT_BYTES = 8 << 30
@@ -66,22 +69,40 @@ def acquire(
         The record, as in ``source.json``.
 
     Raises:
-        UserError: The data set is nowhere to be had, or what came is not what was published.
+        UserError: The data set is nowhere to be had, or what came is not what was published. What
+            an earlier download left is still there then, with its record.
     """
     registered = dataset in registry.names() and dataset != registry.IMAGE_FOLDER
     own = folder is not None or mirror_folder is not None
     source = registry.user_source(dataset) if own and not registered else registry.get(dataset)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     before = _previous_file(out)
-    for stale in (RECORD, VERIFIED):
-        (out / stale).unlink(missing_ok=True)
     taken = _from_folder(source, folder, out) if folder else None
     taken = taken or _take(source, out, mirror_folder, patience)
+    _forget(out)
     if before and before != taken.path.name:
         (out / before).unlink(missing_ok=True)
     record = _record(source, taken)
     write_json(out / RECORD, record)
     return record
+
+
+def _forget(out: Path) -> None:
+    """Remove the records of an earlier download."""
+    for stale in (RECORD, VERIFIED):
+        (out / stale).unlink(missing_ok=True)
+
+
+@contextmanager
+def _arriving(path: Path) -> Iterator[Path]:
+    """Where to write an archive that takes its place, ``path``, once it is whole.
+
+    Only then do the old records go, and before the archive is there: they stay beside what they
+    are of if the block fails, and a new archive never stands beside an old record.
+    """
+    with atomic_path(path) as temporary:
+        yield temporary
+        _forget(path.parent)
 
 
 def _take(
@@ -123,7 +144,7 @@ def _from_network(source: Source, out: Path, patience: Patience | None) -> Taken
             f"{source.name}.tar or {source.name}/. Registered: {', '.join(registry.names())}",
         )
     if len(source.files) == 1:
-        path, url = download(source.files[0], out, patience)
+        path, url = download(source.files[0], out, patience, before=lambda: _forget(out))
         return Taken(path, "official", OFFICIAL, url=url, checksum=source.files[0].checksum)
     parts = out / "parts"
     got = [download(file, parts, patience) for file in source.files]
@@ -159,32 +180,40 @@ def _from_folder(source: Source, folder: Path, out: Path) -> Taken:
     """Pack a tree of images, or write its manifest where it is too large to copy."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}", where="--folder", fix="check the path")
-    files = _placed(image_tree.folder_files(folder))
+    files = _placed(*image_tree.folder_files(folder))
     if sum(file.stat().st_size for _, file in files) <= PACK_LIMIT_BYTES:
         path = out / f"{source.name}.tar"
-        pack(files, path)
+        with _arriving(path) as temporary:
+            pack(files, temporary)
     else:
         path = out / f"{source.name}{manifest.SUFFIX}"
-        manifest.write_manifest(files, path)
+        with _arriving(path) as temporary:
+            manifest.write_manifest(files, temporary)
         write_text(out / FOLDER_PATH, f"{folder.resolve()}\n")
     return Taken(path, "folder", IMAGES)
 
 
-def _placed(files: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
-    """Those files that are in ``SPLIT/CLASS/``."""
-    tree = image_tree.places((name for name, _ in files), "--folder")
-    return [(name, file) for name, file in files if name in tree]
+def _placed(files: list[tuple[str, Path]], folders: list[str]) -> list[tuple[str, Path]]:
+    """The images that are in ``SPLIT/CLASS/``."""
+    tree = image_tree.places((name for name, _ in files), "--folder", folders)
+    placed = [(name, file) for name, file in files if name in tree]
+    for name, file in placed:
+        if not os.path.isfile(file):  # noqa: PTH113 - Path.is_file raises where it may not look
+            what = "is a link that leads nowhere" if file.is_symlink() else "is not a file"
+            raise UserError(f"{name} {what}", where=str(file), fix="mend it, or remove it")
+    return placed
 
 
 def _pack_parts(source: Source, parts: list[Path], out: Path) -> Path:
     path = out / source.archive
-    pack([(part.name, part) for part in parts], path)
+    with _arriving(path) as temporary:
+        pack([(part.name, part) for part in parts], temporary)
     return path
 
 
 def _copy(original: Path, path: Path, checksum: Checksum | None) -> Path:
     """Copy and check; it is the copy that is removed when it is wrong."""
-    with atomic_path(path) as temporary:
+    with _arriving(path) as temporary:
         shutil.copyfile(original, temporary)
         if checksum:
             check_file(temporary, checksum, original.name)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from eqadapt.errors import UserError
 
@@ -73,10 +73,18 @@ def _open(data: bytes, where: str, use: Callable[[Image.Image], T]) -> T:
             return use(image)
     except Exception as error:  # Pillow's decoders raise whatever their format makes them raise
         raise UserError(
-            f"the image cannot be decoded ({error or type(error).__name__})",
+            f"the image cannot be decoded ({_reason(error)})",
             where=where,
-            fix="replace or remove the file and run again; of an archive, get a whole copy",
+            fix="replace or remove the file, then download and verify again; of an archive, get a "
+            "whole copy",
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Pillow's own words, but for those with an address in memory, which differ each run."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no kind of image that is known"
+    return str(error) or type(error).__name__
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from eqadapt import __version__
 from eqadapt.datasets.progress import bar
 from eqadapt.datasets.source import Checksum, RemoteFile
 from eqadapt.errors import UserError
-from eqadapt.files import write_text
+from eqadapt.files import make_folder, write_text
 
 _CHUNK = 1 << 20
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}  # statuses that may pass
@@ -82,13 +82,19 @@ def mismatch(name: str, checksum: Checksum, found: str, n_bytes: int) -> UserErr
     )
 
 
-def download(file: RemoteFile, folder: Path, patience: Patience | None = None) -> tuple[Path, str]:
+def download(
+    file: RemoteFile,
+    folder: Path,
+    patience: Patience | None = None,
+    before: Callable[[], None] | None = None,
+) -> tuple[Path, str]:
     """Bring an official file into a folder; a whole and right one already there is kept.
 
     Args:
         file: What to fetch; one that is not what was published is fetched again.
         folder: Where to; created.
         patience: Retries and timeouts.
+        before: Called once the file has arrived whole, before it takes its place.
 
     Returns:
         The file, and the address it is published at.
@@ -97,7 +103,7 @@ def download(file: RemoteFile, folder: Path, patience: Patience | None = None) -
         UserError: No address answers, or what came is not what was published.
     """
     patience = patience or Patience()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / file.name
     if path.exists() and file.checksum and _matches(path, file.checksum):
         return path, file.urls[0]
@@ -111,6 +117,8 @@ def download(file: RemoteFile, folder: Path, patience: Patience | None = None) -
         except (UserError, *_BROKEN) as error:
             failures.append((url, error))
             continue
+        if before:
+            before()
         part.replace(path)
         _validator_path(part).unlink(missing_ok=True)
         return path, url

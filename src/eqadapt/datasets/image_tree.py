@@ -2,13 +2,15 @@
 
 The tree may lie in any folder of its archive. With ``train`` and one of ``test`` and ``val``, the
 other one is the test set; with all three, ``val`` is the validation split. Classes are the folder
-names, sorted (or in the source's order); images are in the order of their class and path.
+names, sorted (or in the source's order); images are in the order of their class and path. A class
+folder without any image is refused; of other files, how many were left out is said.
 """
 
 from __future__ import annotations
 
 import os
-from collections import defaultdict, deque
+import sys
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,16 +46,26 @@ class Place:
 def is_image(name: str) -> bool:
     """Whether a path names an image file that counts (hidden files do not)."""
     path = PurePosixPath(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden
+    return path.suffix.lower() in SUFFIXES and not _hidden(path.parts)
 
 
-def places(names: Iterable[str], where: str) -> dict[str, Place]:
-    """Image path -> its place, for all images of a tree.
+def _hidden(parts: Iterable[str]) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def places(names: Iterable[str], where: str, folders: Iterable[str] = ()) -> dict[str, Place]:
+    """Image path -> its place, for all images of a tree; says which files were left out.
+
+    Args:
+        names: Paths of the files.
+        where: The tree's name, for errors.
+        folders: Paths of the folders, where they are known: a class may be an empty one.
 
     Raises:
-        UserError: There is no ``train/CLASS/image``, nothing to test on, or a path twice.
+        UserError: There is no ``train/CLASS/image``, nothing to test on, a class folder without
+            any image, or a path twice.
     """
+    names = list(names)
     paths = _image_paths(names, where)
     level = _split_level(list(paths.values()))
     found = {}
@@ -68,6 +80,17 @@ def places(names: Iterable[str], where: str) -> dict[str, Place]:
             where=where,
             fix="put the images in train/CLASS/ and test/CLASS/ (or val/CLASS/), one folder a "
             f"class; image files end in {' '.join(SUFFIXES)}",
+        )
+    assert level is not None  # something was found
+    top = next(iter(paths.values()))[:level]
+    rest = [PurePosixPath(name) for name in names if name not in found]
+    rest = [path for path in rest if _in_split(path.parts, top)]
+    _check_class_folders(found, rest, [PurePosixPath(name) for name in folders], top, where)
+    if rest:
+        print(
+            f"{where}: {_by_suffix(rest)} left out; an image is SPLIT/CLASS/NAME and ends in "
+            f"{' '.join(SUFFIXES)}",
+            file=sys.stderr,
         )
     if "test" not in splits:
         found = {
@@ -100,22 +123,92 @@ def _split_level(paths: list[tuple[str, ...]]) -> int | None:
     return None
 
 
-def folder_files(folder: Path) -> list[tuple[str, Path]]:
-    """(path in the tree, file) of the images of a user's folder, sorted; links are followed."""
-    found = []
-    seen = set()
-    for base, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(base)
-        if real in seen:  # a link that leads back up
-            folders.clear()
-            continue
-        seen.add(real)
-        for file in files:
-            path = Path(base, file)
-            name = path.relative_to(folder).as_posix()
-            if is_image(name):
-                found.append((name, path))
-    return sorted(found)
+def _in_split(parts: tuple[str, ...], top: tuple[str, ...]) -> bool:
+    """Whether a path is below one of the folders ``train``, ``test``, and not hidden."""
+    level = len(top)
+    inside = len(parts) > level + 1 and parts[:level] == top and parts[level].lower() in _SPLITS
+    return inside and not _hidden(parts)
+
+
+def _check_class_folders(
+    found: Iterable[str],
+    rest: list[PurePosixPath],
+    folders: list[PurePosixPath],
+    top: tuple[str, ...],
+    where: str,
+) -> None:
+    """Refuse class folders without any image: their class would vanish without a word."""
+    depth = len(top) + 2
+    filled = {PurePosixPath(name).parts[:depth] for name in found}
+    others: dict[tuple[str, ...], list[PurePosixPath]] = defaultdict(list)
+    for path in rest:
+        if len(path.parts) > depth:
+            others[path.parts[:depth]].append(path)
+    there = {path.parts[:depth] for path in folders if _in_split(path.parts, top)}
+    lacking = sorted((there | set(others)) - filled)
+    if lacking:
+        first, more = lacking[0], len(lacking) - 1
+        holds = f" ({_by_suffix(others[first])})" if others[first] else ""
+        raise UserError(
+            f"the class folder {'/'.join(first)} has no image{holds}"
+            f"{f'; {more} more have none' if more else ''}",
+            where=where,
+            fix=f"put images in it, which end in {' '.join(SUFFIXES)}, or remove the folder",
+        )
+
+
+def _by_suffix(paths: list[PurePosixPath]) -> str:
+    """``3 .jfif, 1 .txt``."""
+    counts = Counter(path.suffix.lower() or "without suffix" for path in paths)
+    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+
+
+def folder_files(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+    """What a user's folder holds, without hidden files; links are followed, not back up.
+
+    Returns:
+        (path in the tree, file) of all files, and the paths of all folders; both are sorted. A
+        link that leads nowhere counts as a folder unless its name is that of an image: a class may
+        have been there.
+
+    Raises:
+        UserError: A folder cannot be read.
+    """
+    files, below = [], []
+    for base, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
+        here = Path(base)
+        folders[:] = sorted(
+            name for name in folders if not _hidden([name]) and not _leads_up(here / name, folder)
+        )
+        lost = [name for name in names if not is_image(name) and not _is_there(here / name)]
+        for name in (*folders, *lost):
+            below.append((here / name).relative_to(folder).as_posix())
+        for name in names:
+            if name not in lost and not _hidden([name]):
+                files.append(((here / name).relative_to(folder).as_posix(), here / name))
+    return sorted(files), sorted(below)
+
+
+def _is_there(path: Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises where it may not look
+
+
+def _leads_up(path: Path, folder: Path) -> bool:
+    """Whether a link leads to a folder that holds it: by its path below ``folder``, or really."""
+    if not path.is_symlink():
+        return False
+    target = Path(os.path.realpath(path))
+    above = path.parents[: len(path.relative_to(folder).parts)]
+    return any(Path(os.path.realpath(one)).is_relative_to(target) for one in above)
+
+
+def _unreadable(error: OSError) -> None:
+    """os.walk passes over such a folder without a word."""
+    raise UserError(
+        f"a folder cannot be read: {error.strerror or error}",
+        where=str(error.filename),
+        fix="allow reading it, or remove it",
+    ) from error
 
 
 def read_tree(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from eqadapt.datasets.raw import IMAGES, VERIFIED, Raw, layout_source, open_raw
 from eqadapt.datasets.source import Contents, Source
 from eqadapt.datasets.stratify import stratified_sample, validation_size
 from eqadapt.errors import UserError
-from eqadapt.files import json_dumps, sha256_file
+from eqadapt.files import json_dumps, make_folder, sha256_file
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ def prepare(
 
     Raises:
         UserError: The archive changed since it was verified; a class, a split or images are
-            missing; an image cannot be decoded.
+            missing; an image cannot be decoded; there can be no folder ``out``.
     """
+    _check_out(out)
     raw = open_raw(raw_folder, dataset, VERIFIED)
     source = registry.source_of(raw.record)
     if sha256_file(raw.path) != raw.record["sha256"]:
@@ -70,6 +72,11 @@ def prepare(
     pieces = _pieces(contents, validation, source, seed)
     _write(contents, pieces, out, _metadata(raw, source, contents, seed))
     return {split: len(piece.rows) for split, piece in pieces.items()}
+
+
+def _check_out(out: Path) -> None:
+    """A file in the way is found before the archive is read; no folder is made yet."""
+    make_folder(next(path for path in (out, *out.absolute().parents) if os.path.lexists(path)))
 
 
 def open_contents(raw: Raw, size: int | None = None) -> Contents:
@@ -89,13 +96,20 @@ def check_contents(contents: Contents, source: Source, where: str) -> None:
     """Compare with the published counts, classes and size.
 
     Raises:
-        UserError: A split is empty, a class is missing from one, or a count or size differs.
+        UserError: A split is empty, a class is missing from one, there is but one class, or a
+            count or size differs.
     """
     fix = "take the whole data set from its official source"
     published = {"train": source.n_train, "test": source.n_test}
     if source.n_classes not in (None, len(contents.classes)):
         raise UserError(
             f"{len(contents.classes)} classes, {source.n_classes} published", where=where, fix=fix
+        )
+    if len(contents.classes) < 2:
+        raise UserError(
+            f"there is but one class, {contents.classes[0]}",
+            where=where,
+            fix="a data set has two classes or more: put the images of each in a folder of its own",
         )
     if source.size and not source.resizes and contents.shape[:2] != (source.size, source.size):
         raise UserError(
@@ -131,6 +145,20 @@ def _check_classes(labels: np.ndarray, split: str, classes: tuple[str, ...], whe
         )
 
 
+def _check_pairs(labels: np.ndarray, classes: tuple[str, ...]) -> None:
+    """A class with one image cannot be both in training and in the validation cut from it."""
+    counts = np.bincount(labels, minlength=len(classes))
+    single = [classes[label] for label in np.flatnonzero(counts == 1)]
+    if single:
+        raise UserError(
+            f"the train split has one image only of {', '.join(single[:10])}"
+            f"{' ...' if len(single) > 10 else ''} ({len(single)} of {len(classes)} classes)",
+            where="before the validation split is cut",
+            fix="each class needs two training images or more, since validation is cut from them: "
+            "add images, or a validation split of your own (val/ beside test/)",
+        )
+
+
 def _size(source: Source, asked: int | None) -> int | None:
     if asked is None:
         return source.size if source.resizes else None
@@ -159,6 +187,7 @@ def _pieces(
             )
         return {split: Piece(split, whole[split]) for split in SPLITS}
     labels = contents.labels["train"]
+    _check_pairs(labels, contents.classes)
     size = validation_size(source.validation if validation is None else validation, labels)
     cut = stratified_sample(labels, size, seed)
     kept = np.setdiff1d(whole["train"], cut)

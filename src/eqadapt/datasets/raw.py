@@ -25,6 +25,11 @@ VERIFIED = "verified.json"
 # The one place that names a folder of the user's, kept out of the records.
 FOLDER_PATH = "folder.path"
 
+# What is read from a record: always text; text or nothing; and what verify adds.
+_TEXTS = ("dataset", "source", "kind", "layout", "file", "sha256")
+_MAYBE = ("url", "mirror", "checksum", "generated_from")
+_ADDED = ("checked_against",)
+
 OFFICIAL = "official"  # layout: the official release, read by the source's own reader
 IMAGES = "images"  # layout: a tree of image files
 
@@ -101,7 +106,8 @@ def open_raw(folder: Path, dataset: str, name: str = RECORD) -> Raw:
     """The archive of ``dataset`` in ``folder``, from its record.
 
     Raises:
-        UserError: There is no record, it is of another data set, or the archive is gone.
+        UserError: There is no record, it lacks something, it is of another data set, or the
+            archive is gone.
     """
     verb = "download" if name == RECORD else "verify"
     path = folder / name
@@ -113,16 +119,16 @@ def open_raw(folder: Path, dataset: str, name: str = RECORD) -> Raw:
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        _check_record(record, verified=name == VERIFIED)
         raw = Raw(folder, record)
-        found = record["dataset"]
         gone = not raw.path.is_file()
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise UserError(
             f"the record cannot be read ({error})", where=str(path), fix=f"run eqadapt {verb} again"
         ) from error
-    if found != dataset:
+    if record["dataset"] != dataset:
         raise UserError(
-            f"this is the data set {found!r}, not {dataset!r}",
+            f"this is the data set {record['dataset']!r}, not {dataset!r}",
             where=str(path),
             fix="give each data set a folder of its own",
         )
@@ -131,6 +137,23 @@ def open_raw(folder: Path, dataset: str, name: str = RECORD) -> Raw:
             f"{raw.name} is gone", where=str(folder), fix=f"run eqadapt download for {dataset}"
         )
     return raw
+
+
+def _check_record(record: object, *, verified: bool) -> None:
+    """Raise ValueError where what is read from a record later is not there, or is no text."""
+    if not isinstance(record, dict):
+        raise ValueError("it is not a mapping")
+    keys = _TEXTS + _MAYBE + (_ADDED if verified else ())
+    lacking = [key for key in keys if key not in record]
+    if lacking:
+        raise ValueError(f"it lacks {', '.join(lacking)}")
+    wrong = [key for key in _TEXTS if not isinstance(record[key], str)]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is {record[wrong[0]]!r}")
+    checksum = record["checksum"]
+    parts = {"algorithm", "value", "published_by"}
+    if checksum and (not isinstance(checksum, dict) or set(checksum) != parts):
+        raise ValueError(f"checksum is {checksum!r}")
 
 
 def layout_source(record: dict[str, Any]) -> Source:

@@ -57,6 +57,12 @@ def validation_size(asked: int | float, labels: np.ndarray) -> int:
     """
     size = round(asked * len(labels)) if asked < 1 else int(asked)
     counts = np.unique(labels, return_counts=True)[1]
+    if len(labels) < 2 * len(counts):
+        raise UserError(
+            f"{len(labels)} training images of {len(counts)} classes leave none for validation",
+            where="--validation",
+            fix="each class needs two training images or more: add images",
+        )
     if size < len(counts) or size > len(labels) - len(counts):
         raise UserError(
             f"a validation split of {size} images does not leave every class in both splits",
