@@ -121,7 +121,7 @@ def _save(path: Path, basis: FilterBasis) -> None:
             order = basis.filters.shape[1]
             first = basis.filters[:, : order // math.gcd(order, 4)].contiguous()
             save_file({"first": first, "deviation": basis.deviation}, temporary)
-    except OSError as error:
+    except (OSError, UserError) as error:
         warnings.warn(f"filter bases cannot be kept: {error}", stacklevel=2)
 
 

@@ -81,11 +81,12 @@ def accuracy_against_cost(results: Results, cells: list[Cell]) -> Figure:
         found, labels = axis.get_legend_handles_labels()
         handles |= dict(zip(labels, found))
     order = [name for name in _FAMILIES if name in handles]
+    longest = 0.6 + 0.085 * max(map(len, order), default=0)  # inches of a column
     figure.legend(
         [handles[name] for name in order],
         order,
         loc="outside lower center",
-        ncols=3,
+        ncols=min(3, max(1, int(figure.get_figwidth() // longest))),
     )
     figure.draw_without_rendering()  # labels are placed where points will stand
     for panel in named:
