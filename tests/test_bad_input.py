@@ -185,6 +185,13 @@ def test_a_change_to_one_of_a_list_of_names_keeps_the_others(tmp_path):
     assert changed.config["methods"]["prlc"] == {"train": {"epochs": 3}}
 
 
+def test_a_scorer_that_cannot_be_built_is_told_before_other_runs_are_trained(project, capsys):
+    prlc = "methods.prlc={scorer: {name: group_wrn, width: 6}}"
+    assert main(["train", "--study", "study.yaml", "--set", prlc, "--set", "seeds=[7]"]) == 2
+    said = capsys.readouterr()
+    assert "width is 6" in said.err and "epoch" not in said.out
+
+
 @pytest.mark.parametrize("flag", ["--results", "--scratch"])
 def test_a_file_in_a_folders_place_is_told_before_training(project, capsys, flag):
     (project / "taken").write_text("x", encoding="utf-8")

@@ -141,6 +141,12 @@ def test_the_default_study_explains_every_key():
         ({"seeds": [0, 1, 0]}, ["seeds: 0 appears twice"]),
         ({"scorer": {"name": "mlp"}}, ["scorer.name", "'mlp'", "group_cnn"]),
         ({"scorer": {"widht": 8}}, ["scorer.widht", "width"]),
+        ({"scorer": {"stride": "two"}}, ["scorer.stride: 'two'", "integer"]),
+        ({"scorer": {"mask_input": 3}}, ["scorer.mask_input: 3", "boolean"]),
+        (
+            {"methods": {"vanilla": {}, "prlc": {"scorer": {"crop": 1.5}}}},
+            ["methods.prlc.scorer.crop: 1.5", "<= 1"],
+        ),
         (
             {"methods": ["prlc_classwise"], "scorer": {"name": "plain_cnn"}},
             ["scorer.name", "'plain_cnn' tells no classes", "staged_cnn"],

@@ -20,9 +20,10 @@ from eqadapt.backbones import (
 )
 from eqadapt.errors import UserError
 from eqadapt.feature_scorers import RotationHead
-from eqadapt.groups import RotationAction, parse_group
+from eqadapt.groups import CyclicGroup, RotationAction, parse_group
 from eqadapt.methods import Method, get_method
 from eqadapt.scorers import build_scorer
+from eqadapt.scorers.base import PoseScorer
 from eqadapt.study_rules import is_zero_shot
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import check_sizes
@@ -210,16 +211,33 @@ def build_model(
     if method.scorer != "image":
         view_scorer = build_view_scorer(str(method.scorer), backbone.feature_count)
         return Symmetrized(backbone, action, method.selection, view_scorer=view_scorer)
+    network = build_image_scorer(recipe, method, action.group, kind)
+    scorer = ImageScorer(network, backbone.mean, backbone.std, method.learns)
+    samples = recipe.get("evaluate", {}).get("samples") or method.samples
+    return Symmetrized(backbone, action, method.selection, scorer, samples=samples)
+
+
+def build_image_scorer(
+    recipe: Mapping[str, Any], method: Method, group: CyclicGroup, kind: ImageKind
+) -> PoseScorer:
+    """The network of a method that scores poses from images.
+
+    Args:
+        recipe: A run's recipe: section ``scorer``.
+        method: One with ``scorer="image"``.
+        group: Whose elements are scored.
+        kind: Channels and classes of the data.
+
+    Raises:
+        UserError: The options of the scorer do not fit together, or not the group.
+    """
     options = dict(recipe["scorer"])
     name = options.pop("name")
     if method.network and name != method.network:
         name, options = method.network, {}
     if method.prior == "classwise":
         options["classes"] = kind.classes
-    network = build_scorer(name, action.group, kind.channels, **options)
-    scorer = ImageScorer(network, backbone.mean, backbone.std, method.learns)
-    samples = recipe.get("evaluate", {}).get("samples") or method.samples
-    return Symmetrized(backbone, action, method.selection, scorer, samples=samples)
+    return build_scorer(name, group, kind.channels, **options)
 
 
 def choose_device(name: str) -> torch.device:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from eqadapt.adaptation import (
     ImageKind,
     ImageScorer,
     build_backbone,
+    build_image_scorer,
     build_model,
     choose_device,
 )
@@ -255,6 +256,24 @@ class StudyRunner:
             report=lambda row: self.say(f"{stem}  {describe(row)}"),
             section=section,
         )
+
+    def check_scorers(self, runs: Sequence[Run]) -> None:
+        """Build each kind of scorer of several runs once, so that one that cannot work is told
+        before the first of them is trained.
+
+        Raises:
+            UserError: The options of one do not fit together.
+        """
+        built = set()
+        for run in runs:
+            method = get_method(run.method)
+            if method.scorer != "image":
+                continue
+            recipe, kind = self.study.recipe(run), self.data(run.dataset).kind
+            of = json_dumps([recipe["scorer"], run.method, run.group, *astuple(kind)], indent=None)
+            if of not in built:
+                build_image_scorer(recipe, method, parse_group(run.group), kind)
+            built.add(of)
 
     def train(self, run: Run) -> None:
         """Train one run, or take it from its finished state, and write its folder."""

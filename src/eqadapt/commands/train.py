@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> None:
     with distributed.session(device):
         runner = make_runner(args)
         runs = select_runs(runner.study.trained_runs(), **run_filters(args))
+        runner.check_scorers(runs)
         for one in runs:
             runner.train(one)
         runner.forget_states([one.stem for one in runs])
