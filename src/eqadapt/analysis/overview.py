@@ -1,0 +1,170 @@
+"""All studies of a results folder on one page: where each claim was tested, what each study is."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eqadapt.analysis import outputs
+from eqadapt.analysis.formatting import DASH, Column, Grid, Text, to_markdown
+from eqadapt.analysis.labels import backbone_label, dataset_label
+from eqadapt.analysis.results import Results
+from eqadapt.errors import UserError
+from eqadapt.files import write_text
+
+NAME = "README.md"
+_CLAIM_HEADINGS = tuple(
+    Column(title, left=True) for title in ("claim", "what it says", "reproduced", "not reproduced")
+)
+_STUDY_HEADINGS = (
+    *(Column(title, left=True) for title in ("study", "what", "data", "networks", "groups")),
+    Column("methods"),
+    Column("seeds"),
+    Column("test images"),
+    *(Column(title, left=True) for title in ("device", "commits", "tables")),
+)
+
+_ABOUT_CLAIMS = (
+    "After a study's name: in how many of the cells that count for its verdict, each a data set and "
+    "a network, the claim was reproduced; it counts as reproduced where it was in all of them. "
+    "Studies marked * call themselves reduced. Most are on other data or networks than the papers': "
+    "reports say so beside each verdict, and `claims.json` has its rule, numbers and tests."
+)
+_ABOUT_STUDIES = (
+    "Groups, methods and seeds are those of the runs that were evaluated; entries share a network, "
+    "or a source of data, and differ in their recipes or parts. The commits are those that "
+    "predicted."
+)
+
+
+def write_overview(folder: Path) -> Path:
+    """Write ``README.md`` into a folder of studies.
+
+    Args:
+        folder: ``results``; each folder in it with ``study.yaml``, ``metrics.csv`` and
+            ``claims.json`` is a study.
+
+    Raises:
+        UserError: There is no finished study in it.
+    """
+    studies = [
+        Results(path.parent)
+        for path in sorted(folder.glob(f"*/{outputs.CLAIMS}"))
+        if (path.parent / outputs.METRICS).is_file() and (path.parent / "study.yaml").is_file()
+    ]
+    if not studies:
+        raise UserError(
+            "no finished study", where=str(folder), fix="run one, or name another --results"
+        )
+    path = folder / NAME
+    write_text(path, overview(studies))
+    return path
+
+
+def overview(studies: Sequence[Results]) -> str:
+    """The page as Markdown; links are relative to the folder of the studies."""
+    parts = [
+        "# All studies",
+        "",
+        "Made by `eqadapt overview` from what the studies left; not edited by hand.",
+        "",
+        "## Where each claim was tested",
+        "",
+        to_markdown(Grid(_CLAIM_HEADINGS, _claim_rows(studies))),
+        _ABOUT_CLAIMS,
+        "",
+        "## What each study is",
+        "",
+        to_markdown(Grid(_STUDY_HEADINGS, [_study_row(study) for study in studies])),
+        _ABOUT_STUDIES,
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _claim_rows(studies: Sequence[Results]) -> list[list[Text]]:
+    said: dict[str, str] = {}
+    places: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for study in studies:
+        text = (study.folder / outputs.CLAIMS).read_text(encoding="utf-8")
+        for claim in json.loads(text)["claims"]:
+            said[claim["id"]] = claim["text"]
+            places[claim["id"]][claim["verdict"]].append(_place(study, claim))
+    return [
+        [
+            Text(name),
+            Text(said[name]),
+            *(
+                Text(", ".join(places[name][verdict]) or DASH)
+                for verdict in ("reproduced", "not reproduced")
+            ),
+        ]
+        for name in sorted(said, key=_number)
+    ]
+
+
+def _number(claim: str) -> tuple[int, str]:
+    """``"K10"`` after ``"K9"``; claims that others register, by their names, last."""
+    digits = claim.removeprefix("K")
+    return (int(digits), "") if digits.isdecimal() else (1_000_000, claim)
+
+
+def _place(study: Results, claim: Mapping[str, Any]) -> str:
+    mark = "\\*" if study.reduced else ""
+    link = f"[{study.name}]({study.folder.name}/{outputs.CLAIMS}){mark}"
+    return f"{link} {claim.get('cells_reproduced', 0)}/{claim.get('cells_counted', 0)}"
+
+
+def _study_row(study: Results) -> list[Text]:
+    metrics = pd.read_csv(study.folder / outputs.METRICS, dtype={"commit": str})
+    tables = sorted(study.folder.glob(f"tables/{outputs.tables(study.config)[0]}-*.md"))
+    listed = ", ".join(
+        f"[{path.stem.split('-', 1)[1]}]({study.folder.name}/tables/{path.name})" for path in tables
+    )
+    note = "\\*" if study.reduced else ""
+    return [
+        Text(f"[{study.name}]({study.folder.name}/study.yaml){note}"),
+        Text(study.words("title")),
+        Text(_entries(study.config, "datasets", "source", metrics["dataset"], dataset_label)),
+        Text(_entries(study.config, "backbones", "model", metrics["backbone"], backbone_label)),
+        Text(_several(sorted(_seen(metrics, "group"), key=lambda group: int(group[1:])))),
+        Text(str(metrics["method"].nunique())),
+        Text(str(metrics["seed"].nunique())),
+        Text(_range(metrics["n_test"])),
+        Text(_several(_seen(metrics, "device"))),
+        Text(_several(f"`{_short(commit)}`" for commit in _seen(metrics, "commit"))),
+        Text(listed or DASH),
+    ]
+
+
+def _entries(
+    config: Mapping[str, Any], section: str, key: str, names: pd.Series, label: Callable[[str], str]
+) -> str:
+    """``"ResNet-20 (CIFAR) (3 entries)"``: what is behind the names of a study's entries."""
+    behind = Counter(str(config[section].get(name, {}).get(key) or name) for name in names.unique())
+    return _several(
+        label(name) + (f" ({count} entries)" if count > 1 else "") for name, count in behind.items()
+    )
+
+
+def _seen(metrics: pd.DataFrame, column: str) -> list[str]:
+    """The values of a column in their order."""
+    return [str(value) for value in metrics[column].dropna().unique()]
+
+
+def _several(values: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(values)) or DASH
+
+
+def _short(commit: str) -> str:
+    """Seven digits, and the mark of a tree with changes of its own."""
+    return commit[:7] + ("-dirty" if commit.endswith("-dirty") else "")
+
+
+def _range(counts: pd.Series) -> str:
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

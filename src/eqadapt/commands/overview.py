@@ -1,0 +1,22 @@
+"""``eqadapt overview``: all studies of a results folder on one page."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "write README.md over all finished studies: claims, verdicts, what ran where"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the verb."""
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of the studies (%(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the page."""
+    from eqadapt.analysis.overview import write_overview
+
+    print(write_overview(args.results))

@@ -1,0 +1,91 @@
+"""The page over all studies: every verdict in its place, and every link leads somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from analysis_fixtures import BEHAVIOURS, StudySpec, make_study
+
+from eqadapt.cli import main
+
+PUBLISHED = Path(__file__).parents[1] / "config" / "published.yaml"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Two studies, a reduced one among them, one without its verdicts yet, and what is no study."""
+    folder = tmp_path_factory.mktemp("results")
+    spec = StudySpec(
+        title="Digits | turned",
+        images=60,
+        seeds=(0, 1),
+        groups=("C8",),
+        backbones=("resnet10t",),
+        behaviours={k: BEHAVIOURS[k] for k in ("vanilla", "lc", "prlc")},
+        reduced=True,
+    )
+    one = make_study(folder / "one", spec)
+    for verb, flags in (("metrics", []), ("claims", ["--published", str(PUBLISHED)])):
+        assert main([verb, "--results", str(one), *flags]) == 0
+    assert main(["tables", "--results", str(one), "--published", str(PUBLISHED)]) == 0
+    two = shutil.copytree(one, folder / "two")
+    text = (two / "study.yaml").read_text().replace("reduced: true", "reduced: false")
+    (two / "study.yaml").write_text(re.sub(r"(?m)^study: .*$", "study: two", text))
+    claims = json.loads((two / "claims.json").read_text())
+    for claim in claims["claims"]:
+        if claim["id"] == "K1":
+            claim.update(verdict="not reproduced", cells_reproduced=0, cells_counted=3)
+    (two / "claims.json").write_text(json.dumps(claims))
+    shutil.copytree(one, folder / "unfinished")
+    (folder / "unfinished" / "claims.json").unlink()
+    (folder / "benchmarks").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(results):
+    assert main(["overview", "--results", str(results)]) == 0
+    return (results / "README.md").read_text(encoding="utf-8")
+
+
+def rows(page):
+    """First cell -> its row's other cells."""
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    cells = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in lines]
+    return {row[0]: row[1:] for row in cells}
+
+
+def test_each_verdict_stands_in_its_column_with_the_study_that_gave_it(results, page):
+    said, reproduced, not_reproduced = rows(page)["K1"]
+    assert said.startswith("A pretrained network fine-tuned")
+    assert re.fullmatch(r"\[\w+\]\(one/claims.json\)\\\* 1/1", reproduced)
+    assert not_reproduced == "[two](two/claims.json) 0/3"
+    claims = json.loads((results / "one" / "claims.json").read_text())["claims"]
+    for claim in claims:
+        cells = rows(page)[claim["id"]]
+        there = [verdict for verdict, cell in zip(("reproduced", "not reproduced"), cells[1:])
+                 if "one/" in cell]  # fmt: skip
+        assert there == ([] if claim["verdict"] == "not run" else [claim["verdict"]])
+    names = [name for name in rows(page) if re.fullmatch(r"K\d+", name)]
+    assert names == sorted(names, key=lambda name: int(name[1:]))
+
+
+def test_every_finished_study_has_a_row_and_its_links_lead_somewhere(results, page):
+    assert "unfinished/" not in page and "benchmarks/" not in page
+    title, data, networks, groups, methods, seeds, *_ = rows(page)["[two](two/study.yaml)"]
+    assert title == r"Digits \| turned"
+    assert (data, networks, groups) == ("Digits", "ResNet-10t", "C8")
+    assert (methods, seeds) == ("3", "2")
+    links = re.findall(r"\]\(([^)]+)\)", page)
+    assert any(link.startswith("two/tables/main-") for link in links)
+    assert all((results / link).exists() for link in links)
+
+
+def test_a_folder_without_studies_is_told(tmp_path, capsys):
+    assert main(["overview", "--results", str(tmp_path)]) == 2
+    assert "no finished study" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
