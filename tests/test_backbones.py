@@ -232,6 +232,8 @@ def test_values_that_fit_are_taken_as_they_are():
         ("mnist_cnn", "bogus"),
         ("mnist_gcnn", "in_chans"),
         ("resnet_small", "pretrained"),
+        ("resnet_small", "num_classes"),
+        ("resnet18", "in_chans"),
     ],
 )
 def test_options_that_a_network_does_not_take_are_named(model, name):

@@ -139,6 +139,10 @@ def test_the_default_study_explains_every_key():
             ["backbones.vit_small.weights", "nothing to freeze", "pretrain, file"],
         ),
         ({"seeds": [0, 1, 0]}, ["seeds: 0 appears twice"]),
+        (
+            {"backbones": {"vit_small": {"weights": "scratch", "options": {"num_classes": 5}}}},
+            ["backbones.vit_small.options.num_classes", "follows from the data set"],
+        ),
         ({"scorer": {"name": "mlp"}}, ["scorer.name", "'mlp'", "group_cnn"]),
         ({"scorer": {"widht": 8}}, ["scorer.widht", "width"]),
         ({"scorer": {"stride": "two"}}, ["scorer.stride: 'two'", "integer"]),

@@ -232,6 +232,8 @@ def build_network(
         UserError: Unknown name or option, or weights that cannot be had.
     """
     options = dict(options or {})
+    for key in sorted({"num_classes", "in_chans"} & set(options)):
+        raise _no_option(key, model)  # it follows from the data
     try:
         return _named_network(model, num_classes, in_channels, pretrained, options)
     except TypeError as error:

@@ -457,6 +457,8 @@ def _backbones(config: Mapping[str, Any]) -> Iterator[Fault]:
             yield f"{path}.weights", "file needs a file and its sha256", "both keys beside it"
         if backbone["file"] and weights != "file" and not is_zero_shot(backbone):
             yield f"{path}.file", f"weights: {weights} would not read it", "weights: file beside it"
+        for key in sorted({"num_classes", "in_chans"} & set(backbone["options"])):
+            yield f"{path}.options.{key}", "follows from the data set", "no such option"
         if is_zero_shot(backbone):
             yield from _zero_shot(path, backbone, config["datasets"])
         ignorant = [

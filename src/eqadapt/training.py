@@ -178,14 +178,14 @@ class Trainer:
         self.prior_only = frozen and method.prior is not None
         self.targets: Tensor | None = None  # of a distilled prior, (N, K)
         self.teacher: nn.Module | None = None
-        if self.train_options.get("teacher_weight", 0.0):
-            self.teacher = copy.deepcopy(model.backbone).eval().requires_grad_(False)
         if frozen:
             model.backbone.requires_grad_(False)
         if self.train_options.get("scorer_amp", "none") == "bf16":
             _train_scorer_in(torch.bfloat16, model)
         if self.train_options["channels_last"]:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.train_options.get("teacher_weight", 0.0):
+            self.teacher = copy.deepcopy(model.backbone).eval().requires_grad_(False)
         if self.train_options.get("sync_batch_norm", False):
             distributed.synchronised(model)
         self.optimizer = build_optimizer(model, self.train_options, frozen)

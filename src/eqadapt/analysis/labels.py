@@ -206,9 +206,9 @@ _LISTED = (
     (
         "self_canonicalizer",
         "Self-canonicalizer",
-        "#6a3d9a",
-        "H",
-        "dotted",
+        "#cc2936",
+        "*",
+        "solid",
         "The network is its own canonicalizer: what it says of all turned copies is one "
         "distribution of pose and class, and it is trained as such; the poses are summed out.",
     ),
