@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from matplotlib.axes import Axes
@@ -16,6 +17,8 @@ from eqadapt.analysis.labels import MethodStyle, backbone_label, dataset_label, 
 from eqadapt.analysis.results import Results
 from eqadapt.analysis.statistics import Estimate
 
+MANY = 9  # methods beyond which an inset looks at the better two thirds
+
 # method -> upright accuracy, Cn-Avg; in percent
 Points = Mapping[str, tuple[Estimate, Estimate]]
 
@@ -23,7 +26,8 @@ Points = Mapping[str, tuple[Estimate, Estimate]]
 def upright_vs_cn_avg(results: Results, cells: list[Cell]) -> Figure:
     """One panel a backbone; a point a method, crossed by its intervals; the diagonal dashed.
 
-    Where most methods crowd far above the others, an inset magnifies them.
+    Where most methods crowd far above the others, an inset magnifies them; of many, the better two
+    thirds, without room for their intervals.
     """
     figure, axes = s.panels(len(cells), 4.6 if len(cells) > 1 else 5.8, 4.2)
     styles = method_styles(m for cell in cells for m in results.at(cell))
@@ -87,12 +91,21 @@ def _magnify(axis: Axes, found: Points, styles: Mapping[str, MethodStyle]) -> No
         return
     inset = axis.inset_axes(place)
     _draw(inset, {method: found[method] for method in crowd}, styles, 5.5)
+    if len(crowd) > MANY:
+        better = [found[method] for method in crowd[len(crowd) // 3 :]]
+        inset.set_xlim(*_limits([_bare(upright) for upright, _ in better]))
+        inset.set_ylim(*_limits([_bare(average) for _, average in better]))
     inset.tick_params(labelsize=7, length=0, pad=2)
     inset.grid(linewidth=0.5)
     for spine in inset.spines.values():
         spine.set_edgecolor(s.QUIET)
         spine.set_linewidth(0.7)
     axis.indicate_inset_zoom(inset, edgecolor=s.QUIET, linewidth=0.7, alpha=0.6)
+
+
+def _bare(value: Estimate) -> Estimate:
+    """The mean alone: wide intervals of a few would keep the others from being told apart."""
+    return replace(value, low=value.mean, high=value.mean)
 
 
 def _free_place(
