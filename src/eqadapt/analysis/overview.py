@@ -30,10 +30,11 @@ _STUDY_HEADINGS = (
 )
 
 _ABOUT_CLAIMS = (
-    "After a study's name: in how many of the cells that count for its verdict, each a data set and a "
-    "network, the claim was reproduced; it counts as reproduced where it was in all of them. Studies "
-    "marked * call themselves reduced. Most are on other data or networks than the papers': reports "
-    "say so beside each verdict, and `claims.json` has its rule, numbers and tests."
+    "After a study's name: in how many of the cells that count for its verdict, each a data set "
+    "and a network, the claim was reproduced; it counts as reproduced where it was in all of them. "
+    "Studies marked * call themselves reduced. Most are on other data or networks than the "
+    "papers': reports say so beside each verdict, and `claims.json` has its rule, numbers and "
+    "tests."
 )
 _ABOUT_STUDIES = (
     "Groups, methods and seeds are those of the runs that were evaluated; entries share a network, "
