@@ -16,7 +16,8 @@ from typing import Any
 from eqadapt.datasets import image_tree, manifest, mirror, registry
 from eqadapt.datasets.archives import pack
 from eqadapt.datasets.fetch import Patience, check_file, download
-from eqadapt.datasets.raw import FOLDER_PATH, IMAGES, OFFICIAL, RECORD, VERIFIED
+from eqadapt.datasets.raw import IMAGES, OFFICIAL, RECORD, VERIFIED
+from eqadapt.datasets.raw_archive import FOLDER_PATH
 from eqadapt.datasets.source import Checksum, Source
 from eqadapt.errors import UserError
 from eqadapt.files import atomic_path, make_folder, sha256_file, write_json, write_text

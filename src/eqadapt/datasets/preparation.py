@@ -12,7 +12,8 @@ import numpy as np
 from eqadapt.datasets import image_tree, registry
 from eqadapt.datasets.decode import RULE
 from eqadapt.datasets.prepared import SPLITS, SplitWriter, split_path, write_split
-from eqadapt.datasets.raw import IMAGES, VERIFIED, Raw, layout_source, open_raw
+from eqadapt.datasets.raw import IMAGES, VERIFIED, layout_source, open_raw
+from eqadapt.datasets.raw_archive import Raw
 from eqadapt.datasets.source import Contents, Source
 from eqadapt.datasets.stratify import stratified_sample, validation_size
 from eqadapt.errors import UserError

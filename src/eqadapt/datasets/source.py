@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from eqadapt.datasets.raw import Raw
+from eqadapt.datasets.raw_archive import Raw
 
 
 @dataclass(frozen=True)

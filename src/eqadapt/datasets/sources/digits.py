@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eqadapt.datasets.raw import Raw
+from eqadapt.datasets.raw_archive import Raw
 from eqadapt.datasets.source import Batch, Checksum, Citation, Contents, RemoteFile, Source
 from eqadapt.datasets.stratify import stratified_order
 from eqadapt.errors import UserError

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from eqadapt.datasets.raw import Raw
+from eqadapt.datasets.raw_archive import Raw
 from eqadapt.datasets.source import (
     Batch,
     Checksum,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from eqadapt.datasets.raw import Raw
+from eqadapt.datasets.raw_archive import Raw
 from eqadapt.datasets.source import Batch, Checksum, Citation, Contents, RemoteFile, Source
 from eqadapt.errors import UserError
 
