@@ -16,6 +16,7 @@ from eqadapt.errors import UserError
 from eqadapt.evaluation import PassCounter, gallery, predict_orbit
 from eqadapt.groups import CyclicGroup, RotationAction
 from eqadapt.methods import METHODS, Method, get_method, register
+from eqadapt.mirrored import mirrored
 from eqadapt.runs import gallery_rows
 from eqadapt.tasks.classification import ImagePipeline, random_shift
 
@@ -58,7 +59,8 @@ def recipe(**image):
 def adapted(method, group="C4", **image):
     torch.manual_seed(1)
     backbone = Backbone(Network(), SIZE, [0.5], [0.5])
-    return build_model(recipe(**image), method, group, ImageKind(1, 4), backbone).eval()
+    model = build_model(recipe(**image), method, group, ImageKind(1, 4), backbone).eval()
+    return mirrored(model) if get_method(method).mirrored else model
 
 
 def images(count=7):
@@ -79,6 +81,8 @@ def predict(model, method, data, poses=8, batch=4):
         ("vanilla", 1), ("rotation_augmentation", 1), ("lc", 1), ("prlc", 1), ("oracle", 1),
         ("optc", 1), ("equitune", 4), ("lambda_equitune", 4), ("equizero", 4), ("lps", 10),
         ("self_canonicalizer", 4), ("weighted_frame", 4), ("top_2", 2), ("top_3", 3),
+        ("vanilla_mirrored", 2), ("prlc_mirrored", 2), ("self_canonicalizer_mirrored", 8),
+        ("oracle_mirrored", 2),
     ],
 )  # fmt: skip
 def test_passes_are_counted_and_are_what_the_method_costs(method, passes):

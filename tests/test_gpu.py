@@ -97,7 +97,7 @@ def taught(method, group, frozen, device):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].mirrored])
 def test_a_step_of_training_waits_for_nothing_and_is_the_cpus(method, frozen):
     found = taught(method, "C8", frozen, GPU)
     expected = taught(method, "C8", frozen, torch.device("cpu"))

@@ -375,7 +375,7 @@ def test_the_study_of_the_relatives_holds_them_all():
     # the class-wise prior's study is that of frozen networks
     twins = re.compile(
         r"optc_(resnet|wrn).*|top_[34]|equizero_ste|moment_frame|optimised|prlc_classwise|"
-        "self_canonicalizer"
+        "self_canonicalizer|.*_mirrored"
     )
     assert set(METHODS) - methods <= {name for name in METHODS if twins.fullmatch(name)}
     assert {run.group for run in study.runs()} == {"C1", "C4", "C8"}

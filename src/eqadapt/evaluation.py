@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from eqadapt.errors import UserError
 from eqadapt.groups import RotationAction
 from eqadapt.methods import Method
+from eqadapt.pass_once import passing_once
 from eqadapt.symmetrize import Output, Symmetrized
 from eqadapt.tasks.classification import ImagePipeline
 
@@ -25,6 +26,7 @@ class PassCounter:
 
     def __init__(self, backbone: nn.Module) -> None:
         self.images = 0
+        backbone = getattr(backbone, "inner", backbone)  # of one that passes images twice
         self._handle = backbone.register_forward_pre_hook(self._count)
 
     def _count(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -70,13 +72,15 @@ def orbit_accuracy(
     correct = torch.zeros(order, device=images.device)
     identities = torch.zeros((), device=images.device)
     finite = torch.ones((), dtype=torch.bool, device=images.device)
-    for rows, x in batches(images, pipeline, model.action, batch_size):
-        for pose in range(order):
-            output = model(model.action.posed(x, pose))
-            correct[pose] += (output.logits.argmax(dim=1) == labels[rows]).sum()
-            finite &= output.logits.isfinite().all()
-            if pose == 0 and output.chosen is not None:
-                identities += (output.chosen == 0).sum()
+    with passing_once(model) as memory:
+        for rows, x in batches(images, pipeline, model.action, batch_size):
+            memory.forget()
+            for pose in range(order):
+                output = model(model.action.posed(x, pose))
+                correct[pose] += (output.logits.argmax(dim=1) == labels[rows]).sum()
+                finite &= output.logits.isfinite().all()
+                if pose == 0 and output.chosen is not None:
+                    identities += (output.chosen == 0).sum()
     model.train(was_training)
     if not finite:
         raise _not_finite()
@@ -128,31 +132,6 @@ def _forward(
     return model.canonicalize(x, size)
 
 
-def _shared_logits(
-    backbone: Callable[[Tensor], Tensor], canonical: Tensor, seen: list[tuple[Tensor, Tensor]]
-) -> Tensor:
-    """Logits of canonical images, computed only for those not seen with the same bytes.
-
-    A turned copy of an image often has the very canonical form of another pose. Those are found by
-    comparing bytes, so that what is to be proven (invariance) is not assumed.
-    """
-    fresh = torch.ones(len(canonical), dtype=torch.bool, device=canonical.device)
-    logits: Tensor | None = None
-    for images, known in seen:
-        if logits is None:
-            logits = known.clone()
-        same = (canonical == images).flatten(1).all(dim=1) & fresh
-        logits[same] = known[same]
-        fresh &= ~same
-    if logits is None:
-        logits = backbone(canonical)
-    elif fresh.any():
-        logits[fresh] = backbone(canonical[fresh])
-    if fresh.any():
-        seen.append((canonical, logits))
-    return logits
-
-
 @torch.no_grad()
 def predict_orbit(
     model: Symmetrized,
@@ -187,40 +166,67 @@ def predict_orbit(
     group = poses.group if method.scorer == "true_pose" else model.action.group
     chooses = method.scorer == "true_pose" or model.canonicalizes
     columns: dict[str, list[np.ndarray]] = {name: [] for name in _COLUMNS}
-    passes = 0.0
-    for rows, x in batches(images, pipeline, poses, batch_size):
-        if not passes:
-            with PassCounter(model.backbone) as counter:
-                _plain_forward(model, method, poses, x)
-            passes = counter.images / len(x)
-        seen: dict[float, list[tuple[Tensor, Tensor]]] = {}
-        for pose, angle in enumerate(poses.group.angles):
-            turned = poses.posed(x, pose)
-            if chooses:
-                canonical, chosen = _forward(model, method, poses, turned, pose, model.reads)
-                logits = _shared_logits(model.backbone, canonical, seen.setdefault(angle % 90, []))
-            else:
-                output = model(turned)
-                logits, chosen = output.logits, output.chosen
-            score, prediction = logits.float().softmax(dim=1).max(dim=1)
-            if not score.isfinite().all():
-                raise _not_finite()
-            count = len(x)
-            columns["index"].append(index[rows].cpu().numpy().astype(np.int32))
-            columns["label"].append(labels[rows].cpu().numpy().astype(np.int16))
-            columns["pose"].append(np.full(count, pose, np.int16))
-            columns["angle"].append(np.full(count, angle, np.float32))
-            columns["prediction"].append(prediction.cpu().numpy().astype(np.int16))
-            columns["score"].append(score.cpu().numpy().astype(np.float32))
-            picks = np.full(count, -1) if chosen is None else chosen.cpu().numpy()
-            columns["chosen"].append(picks.astype(np.int16))
-            angles = np.where(picks < 0, np.nan, picks * (360.0 / group.order))
-            columns["chosen_angle"].append(angles.astype(np.float32))
+    passes = _counted_passes(model, method, poses, images[:batch_size], pipeline)
+    with passing_once(model) as memory:
+        for rows, x in batches(images, pipeline, poses, batch_size):
+            memory.forget()
+            for pose, angle in enumerate(poses.group.angles):
+                turned = poses.posed(x, pose)
+                if chooses:
+                    canonical, chosen = _forward(model, method, poses, turned, pose, model.reads)
+                    logits = model.backbone(canonical)
+                else:
+                    output = model(turned)
+                    logits, chosen = output.logits, output.chosen
+                found = _answers(logits, chosen, group.order)
+                count = len(x)
+                found |= {
+                    "index": index[rows].cpu().numpy().astype(np.int32),
+                    "label": labels[rows].cpu().numpy().astype(np.int16),
+                    "pose": np.full(count, pose, np.int16),
+                    "angle": np.full(count, angle, np.float32),
+                }
+                for name, values in found.items():
+                    columns[name].append(values)
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     return OrbitPredictions(**joined, passes=passes)
 
 
 _COLUMNS = ("index", "label", "pose", "angle", "prediction", "score", "chosen", "chosen_angle")
+
+
+def _answers(logits: Tensor, chosen: Tensor | None, order: int) -> dict[str, np.ndarray]:
+    """The columns that the model decides, of one batch in one pose.
+
+    Raises:
+        UserError: An output is not finite.
+    """
+    score, prediction = logits.float().softmax(dim=1).max(dim=1)
+    if not score.isfinite().all():
+        raise _not_finite()
+    picks = np.full(len(logits), -1) if chosen is None else chosen.cpu().numpy()
+    angles = np.where(picks < 0, np.nan, picks * (360.0 / order))
+    return {
+        "prediction": prediction.cpu().numpy().astype(np.int16),
+        "score": score.cpu().numpy().astype(np.float32),
+        "chosen": picks.astype(np.int16),
+        "chosen_angle": angles.astype(np.float32),
+    }
+
+
+def _counted_passes(
+    model: Symmetrized,
+    method: Method,
+    poses: RotationAction,
+    images: Tensor,
+    pipeline: ImagePipeline,
+) -> float:
+    """Passes of the backbone that an image takes, counted on some images (N, C, h, h)."""
+    if not len(images):
+        return 0.0
+    with PassCounter(model.backbone) as counter:
+        _plain_forward(model, method, poses, poses.masked(pipeline.to_act_size(images)))
+    return counter.images / len(images)
 
 
 def _plain_forward(

@@ -40,6 +40,8 @@ class Method:
         samples: Poses drawn in evaluation, for the selection ``"sample"``.
         rotates_input: Training inputs are turned by random elements of the group.
         uses_group: Whether the method is trained for a group; else its runs carry ``C1``.
+        mirrored: What its networks say of an image and of its mirror image is averaged, in
+            evaluation.
         train_as: Evaluated with the checkpoint of this other method; None trains its own.
         regimes: Where it makes sense: ``"joint"`` and/or ``"frozen"`` (backbone untouched).
     """
@@ -56,6 +58,7 @@ class Method:
     samples: int = 1
     rotates_input: bool = False
     uses_group: bool = True
+    mirrored: bool = False
     train_as: str | None = None
     regimes: tuple[str, ...] = ("joint", "frozen")
 
@@ -410,5 +413,26 @@ for _count, _words in ((2, "two"), (3, "three"), (4, "four")):
             selection=f"top_{_count}",
             prior="identity",
             train_as="prlc",
+        )
+    )
+for _name in (
+    "vanilla",
+    "rotation_augmentation",
+    "lc",
+    "prlc",
+    "prlc_classwise",
+    "equitune",
+    "self_canonicalizer",
+    "oracle",
+):
+    _base = METHODS[_name]
+    register(
+        replace(
+            _base,
+            name=f"{_name}_mirrored",
+            summary=f"{_base.summary} All its networks see the mirror image too, and the mean "
+            "counts.",
+            mirrored=True,
+            train_as=_base.train_as or _name,
         )
     )

@@ -30,6 +30,7 @@ from eqadapt.files import atomic_path, json_dumps, sha256_file, write_json, writ
 from eqadapt.groups import RotationAction, parse_group
 from eqadapt.memory import room_for
 from eqadapt.methods import get_method
+from eqadapt.mirrored import mirrored
 from eqadapt.provenance import provenance
 from eqadapt.study import Run, Study
 from eqadapt.study_rules import is_zero_shot
@@ -335,10 +336,12 @@ class StudyRunner:
         self.forget_states([stem])
 
     def load(self, run: Run) -> Symmetrized:
-        """The trained model of a run for inference: its scorer in plain layers."""
+        """The trained model of a run for inference, as its method says: scorers in plain layers."""
         model = self.trained(run)
         if isinstance(model.scorer, ImageScorer):
             model.scorer = model.scorer.export()
+        if get_method(run.method).mirrored:
+            model = mirrored(model)
         return model.eval()
 
     def trained(self, run: Run) -> Symmetrized:

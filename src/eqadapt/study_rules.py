@@ -294,12 +294,19 @@ def _methods(config: Mapping[str, Any]) -> Iterator[Fault]:
         load_plugins()
     allowed = ", ".join(METHODS)
     used: set[str] = set()
+    flips = any(train.get("augment", {}).get("flip") for train in _training_sections(config))
     for name in config["methods"]:
         if name not in METHODS:
             yield f"methods.{name}", f"unknown method{_hint(name, METHODS)}", allowed
             continue
         method = METHODS[name]
         used |= set(method.regimes) & set(config["regimes"])
+        if method.mirrored and not flips:
+            yield (
+                f"methods.{name}",
+                "it looks at mirror images, which train.augment.flip keeps from training",
+                "train.augment.flip: true where mirror images are as upright, else leave it out",
+            )
         if method.train_as and method.train_as not in config["methods"]:
             yield (
                 f"methods.{name}",
@@ -326,6 +333,15 @@ def _methods(config: Mapping[str, Any]) -> Iterator[Fault]:
     for regime in config["regimes"]:
         if regime not in used and set(config["methods"]) <= set(METHODS):
             yield "regimes", f"no method of the study can be {regime}", ", ".join(sorted(used))
+
+
+def _training_sections(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The study's recipe of training, and every change to it."""
+    yield config["train"]
+    for section in ("datasets", "backbones", "groups", "methods"):
+        for entry in config[section].values():
+            for over in (entry, *entry.get("recipes", {}).values()):
+                yield over.get("train") or {}
 
 
 def _task_weights(config: Mapping[str, Any]) -> Iterator[Fault]:

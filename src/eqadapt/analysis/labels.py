@@ -368,6 +368,7 @@ _VARIANTS = {
     "_top_2": "top 2",
     "_top_3": "top 3",
     "_noprior": "no prior",
+    "_mirrored": "mirrored",
 }
 _SPELT = {"knn": "kNN", "pcknn": "per-class kNN", "vim": "ViM", "mahalanobis": "Mahalanobis"}
 _SPELT |= {"prlc": "PRLC", "lc": "LC", "focal": "FoCal", "optc": "OptC", "top": "Top"}
@@ -385,6 +386,8 @@ def method_style(name: str) -> MethodStyle:
     """The style of a method; made from its name when it is not listed."""
     if name in METHODS:
         return METHODS[name]
+    if name.endswith("_mirrored") and name.removesuffix("_mirrored") in METHODS:
+        return _mirrored_style(name)
     digest = hashlib.sha256(name.encode()).digest()
     red, green, blue = colorsys.hls_to_rgb(digest[0] / 256, 0.42, 0.55)
     return MethodStyle(
@@ -394,6 +397,20 @@ def method_style(name: str) -> MethodStyle:
         marker=_MARKERS[digest[1] % len(_MARKERS)],
         dash=list(_DASHES.values())[1 + digest[2] % 3],
         sentence=_made_sentence(name),
+    )
+
+
+def _mirrored_style(name: str) -> MethodStyle:
+    """The method's own colour, darker, with its marker and a dotted line."""
+    base = METHODS[name.removesuffix("_mirrored")]
+    shades = [round(0.62 * int(base.colour[at : at + 2], 16)) for at in (1, 3, 5)]
+    return replace(
+        base,
+        name=name,
+        label=_made_label(name),
+        colour="#" + "".join(f"{shade:02x}" for shade in shades),
+        dash=_DASHES["dotted"],
+        sentence=f"{base.sentence.rstrip('.')}; the mean over every image and its mirror image.",
     )
 
 
@@ -414,7 +431,9 @@ def method_styles(names: Iterable[str]) -> dict[str, MethodStyle]:
 
 def method_order(name: str) -> tuple[int, int, str]:
     """Sort key: listed methods in their order, others by name, the ceilings last."""
-    return (int(name in _CEILINGS), _ORDER.get(name, len(_ORDER)), name)
+    base = name.removesuffix("_mirrored")
+    base = base if base in METHODS else name
+    return (int(base in _CEILINGS), _ORDER.get(base, len(_ORDER)), name)
 
 
 def _made_label(name: str) -> str:

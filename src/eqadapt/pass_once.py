@@ -1,0 +1,123 @@
+"""A backbone that passes no image twice, for evaluation over orbits.
+
+The copies of an image that a method passes are, turned by a quarter, the copies that it passes of
+the turned image. That is found by comparing bytes, so that what is to be proven (invariance) is not
+assumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eqadapt.symmetrize import Symmetrized, read_side
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass
+class _Seen:
+    """Images passed so far, in the order of their keys, and what the backbone said of them."""
+
+    keys: Tensor
+    images: Tensor
+    outputs: tuple[Tensor, ...]
+
+    def find(self, keys: Tensor, images: Tensor) -> Tensor:
+        """(N,) int64 place of the image with the same bytes, -1 where there is none."""
+        places = torch.searchsorted(self.keys, keys).clamp_max(len(self.keys) - 1)
+        same = (self.images[places] == images).flatten(1).all(dim=1)
+        return torch.where(same, places, -1)
+
+    @classmethod
+    def of(cls, keys: Tensor, images: Tensor, outputs: tuple[Tensor, ...]) -> _Seen:
+        """These, put in order."""
+        order = keys.argsort()
+        return cls(keys[order], images[order], tuple(part[order] for part in outputs))
+
+    def joined(self, other: _Seen) -> _Seen:
+        """Those of both."""
+        return _Seen.of(
+            torch.cat([self.keys, other.keys]),
+            torch.cat([self.images, other.images]),
+            tuple(torch.cat(parts) for parts in zip(self.outputs, other.outputs)),
+        )
+
+    def outputs_at(self, places: Tensor) -> tuple[Tensor, ...]:
+        """What was said of the images at these places."""
+        return tuple(part[places] for part in self.outputs)
+
+
+class PassOnce(nn.Module):
+    """A backbone's outputs, taken from memory for images with the bytes of earlier ones.
+
+    Args:
+        inner: Maps images (B, C, H, H) to logits, or to a tuple of features and logits where it is
+            called with ``with_features=True``. Each image's outputs are its own.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self._seen: dict[bool, _Seen] = {}
+
+    @property
+    def size(self) -> int | None:
+        """Side of the images that the backbone reads, where it tells."""
+        return read_side(self.inner)
+
+    def forget(self) -> None:
+        """Free the memory: what follows is of other images."""
+        self._seen.clear()
+
+    def forward(self, x: Tensor, with_features: bool = False) -> Any:
+        """As the backbone's."""
+        keys, seen = row_keys(x), self._seen.get(with_features)
+        fresh = seen.find(keys, x) < 0 if seen else torch.ones_like(keys, dtype=torch.bool)
+        if seen is None or fresh.any():
+            more = _Seen.of(keys[fresh], x[fresh], self._outputs(x[fresh], with_features))
+            seen = seen.joined(more) if seen else more
+            self._seen[with_features] = seen
+        places = seen.find(keys, x)
+        lost = (places < 0).any()  # behind another image that has the same key by chance
+        found = self._outputs(x, with_features) if lost else seen.outputs_at(places)
+        return found if with_features else found[0]
+
+    def _outputs(self, x: Tensor, with_features: bool) -> tuple[Tensor, ...]:
+        return self.inner(x, with_features=True) if with_features else (self.inner(x),)
+
+
+def row_keys(x: Tensor) -> Tensor:
+    """A number for the bytes of each image: (B, ...) to (B,) int64.
+
+    It is the sum of the image's bytes, read as integers, each times an odd number drawn once,
+    modulo 2^64. Images of other bytes share it by chance alone.
+    """
+    rows = x.contiguous().flatten(1).view(_INTEGERS[x.element_size()])
+    generator = torch.Generator().manual_seed(0)
+    odd = 2 * torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=generator) + 1
+    return (rows.long() * odd.to(rows.device)).sum(dim=1)
+
+
+@contextlib.contextmanager
+def passing_once(model: Symmetrized) -> Iterator[PassOnce]:
+    """A model whose backbone passes no image twice, for as long as it lasts.
+
+    Args:
+        model: In evaluation mode.
+
+    Yields:
+        The memory in its backbone's place; ``forget`` it where other images begin.
+    """
+    backbone = model.backbone
+    memory = PassOnce(backbone).train(model.training)
+    model.backbone = memory
+    try:
+        yield memory
+    finally:
+        model.backbone = backbone

@@ -1,0 +1,94 @@
+"""Evaluation that passes no image twice: the same answers from fewer passes."""
+
+import pytest
+import torch
+from test_adaptation import SIZE, Network, adapted, images, predict
+
+from eqadapt import pass_once
+from eqadapt.evaluation import PassCounter
+from eqadapt.pass_once import PassOnce, passing_once, row_keys
+from eqadapt.symmetrize import Symmetrized
+
+WHOLE = ["equitune", "lambda_equitune", "equizero", "self_canonicalizer", "weighted_frame"]
+
+
+def pictures(count=6):
+    return torch.rand(count, 1, SIZE, SIZE)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8]
+)
+def test_keys_are_of_the_bytes_alone(dtype):
+    x = (255 * pictures()).to(dtype)
+    keys = row_keys(x)
+    assert keys.dtype == torch.int64 and len(set(keys.tolist())) == 6
+    assert torch.equal(row_keys(x.flip(0)), keys.flip(0))
+    assert torch.equal(row_keys(x.transpose(-2, -1)), row_keys(x.transpose(-2, -1).clone()))
+    changed = x.clone()
+    changed[2, 0, 3, 4] += 1
+    assert (row_keys(changed) != keys).nonzero().flatten().tolist() == [2]
+
+
+@pytest.mark.parametrize("with_features", [False, True])
+def test_outputs_are_the_backbones_and_only_new_images_are_passed(with_features):
+    backbone = adapted("equitune").backbone
+    memory, x = PassOnce(backbone), pictures()
+    expected = backbone(x, with_features=with_features)
+    with PassCounter(memory) as counter:
+        first = memory(x[:4], with_features=with_features)
+        again = memory(x[torch.tensor([5, 3, 0, 4, 3])], with_features=with_features)
+    assert counter.images == 6
+    rows = torch.tensor([0, 1, 2, 3, 5, 3, 0, 4, 3])
+    if not with_features:
+        first, again, expected = (first,), (again,), (expected,)
+    for before, after, whole in zip(first, again, expected):
+        torch.testing.assert_close(torch.cat([before, after]), whole[rows])
+    memory.forget()
+    with PassCounter(memory) as counter:
+        memory(x)
+    assert counter.images == 6
+
+
+def test_images_that_share_a_key_by_chance_keep_their_own_outputs(monkeypatch):
+    monkeypatch.setattr(pass_once, "row_keys", lambda x: torch.zeros(len(x), dtype=torch.long))
+    backbone = adapted("equitune").backbone
+    memory, x = PassOnce(backbone), pictures()
+    for part in (x[:3], x, x[2:].flip(0)):
+        torch.testing.assert_close(memory(part), backbone(part))
+
+
+# Over C8 the views of the quarter turns are eight images, those of the other poses eight more, of
+# which one, the image turned by 45 degrees, is known by then.
+@pytest.mark.parametrize(("group", "passes", "different"), [("C4", 4, 4), ("C8", 8, 15)])
+@pytest.mark.parametrize("method", WHOLE)
+def test_views_shared_by_quarter_turns_are_passed_once(
+    method, group, passes, different, monkeypatch
+):
+    model, data, poses = adapted(method, group), images(5), int(group[1:])
+    with PassCounter(model.backbone) as counter:
+        found = predict(model, method, data, poses=poses, batch=5)
+    assert found.passes == passes and counter.images == (passes + different) * len(data)
+    monkeypatch.setattr(Symmetrized, "forward", _forgetful(Symmetrized.forward))
+    apart = predict(adapted(method, group), method, data, poses=poses, batch=5)
+    assert (apart.prediction == found.prediction).all() and (apart.chosen == found.chosen).all()
+    torch.testing.assert_close(torch.tensor(apart.score), torch.tensor(found.score))
+
+
+def _forgetful(forward):
+    def forget_and(self, *inputs, **named):
+        if isinstance(self.backbone, PassOnce):
+            self.backbone.forget()
+        return forward(self, *inputs, **named)
+
+    return forget_and
+
+
+def test_the_backbone_is_put_back_whatever_happens():
+    model = adapted("equitune")
+    backbone = model.backbone
+    with pytest.raises(RuntimeError), passing_once(model) as memory:
+        assert model.backbone is memory and memory.size == SIZE
+        assert not any(module.training for module in memory.modules())
+        raise RuntimeError
+    assert model.backbone is backbone and isinstance(backbone.network, Network)
