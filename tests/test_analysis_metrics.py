@@ -203,6 +203,18 @@ def test_runs_the_study_does_not_name_are_left_out(tmp_path, capsys):
     assert "left out: 1 prediction file" in capsys.readouterr().err
 
 
+def test_runs_without_predictions_are_named(tmp_path, capsys):
+    spec = StudySpec(images=20, seeds=(0, 1), groups=("C4",), backbones=("resnet10t",))
+    folder = make_study(tmp_path / "digits", spec)
+    assert main(["metrics", "--results", str(folder)]) == 0
+    assert not capsys.readouterr().err
+    for path in (folder / "predictions").glob("*-prlc-*"):
+        path.unlink()
+    assert main(["metrics", "--results", str(folder)]) == 0
+    said = capsys.readouterr().err
+    assert "2 of the study's runs, digits-resnet10t-joint-prlc-C4-seed0 the first" in said
+
+
 def test_quick_on_a_study_of_many_runs(tmp_path):
     """Vectorised: 54 files of 80,000 rows are a matter of seconds, so one is of milliseconds."""
     import time

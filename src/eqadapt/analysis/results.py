@@ -20,6 +20,7 @@ from eqadapt.analysis.labels import method_order
 from eqadapt.analysis.metrics import COLUMNS, KEYS
 from eqadapt.analysis.predictions import IDENTITY, Predictions, iterate_predictions, run_stem
 from eqadapt.errors import UserError
+from eqadapt.study import load_study
 
 _AXES = {"dataset": "datasets", "backbone": "backbones", "regime": "regimes", "method": "methods"}
 
@@ -68,6 +69,18 @@ class Results:
     def test_time(self) -> bool:
         """Whether it is a study of test-time methods."""
         return outputs.test_time(self.config)
+
+    @cached_property
+    def missing(self) -> list[str]:
+        """Stems of the study's runs that have no predictions yet; of test-time studies not told."""
+        if not self.config or self.test_time:
+            return []
+        try:
+            runs = load_study(self.config).runs()
+        except UserError:  # a study of another version: what it has can still be read
+            return []
+        present = {predictions.stem for predictions in self.predictions}
+        return [run.stem for run in runs if run.stem not in present]
 
     @cached_property
     def latencies(self) -> dict[tuple[str, str, str, str], float]:
