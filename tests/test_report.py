@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from analysis_fixtures import BEHAVIOURS, Behaviour, StudySpec, make_study
 from PIL import Image
@@ -61,6 +62,7 @@ def test_every_declared_figure_is_written_and_not_blank(study):
         if name.endswith(".png"):
             with Image.open(study / name) as image:
                 assert min(image.size) > 150
+                assert (image.mode == "P") == ("gallery" not in name)
                 low, high = image.convert("L").getextrema()
                 assert high - low > 100
 
@@ -75,6 +77,23 @@ def test_figures_are_the_same_bytes_again(study, tmp_path):
             for path in save(figure, tmp_path / name):
                 stem = outputs.figure_stem(name, "digits", "joint", "C8")
                 assert path.read_bytes() == (study / f"{stem}{path.suffix}").read_bytes()
+
+
+def test_drawings_keep_their_colours_in_a_third_of_the_bytes(study, tmp_path):
+    from eqadapt.analysis.figures import FIGURES
+
+    results = open_results(study)
+    with themed():
+        figure = FIGURES["accuracy_by_angle"](results, results.cells("joint", "C8"))
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        figure.savefig(tmp_path / "whole.png")
+    few = next((study / "figures").glob("accuracy_by_angle-*-C8.png"))
+    assert few.stat().st_size < (tmp_path / "whole.png").stat().st_size / 2
+    with Image.open(tmp_path / "whole.png") as whole, Image.open(few) as reduced:
+        first, second = (np.asarray(image.convert("RGB")).astype(int) for image in (whole, reduced))
+        assert reduced.info["dpi"] == pytest.approx(whole.info["dpi"])
+    assert np.abs(first - second).mean() < 0.5 and (np.abs(first - second) > 16).mean() < 1e-3
 
 
 def test_shares_of_chosen_poses(study):

@@ -53,7 +53,7 @@ def write_figures(results: Results) -> list[Path]:
         for parts in [] if results.test_time else _gallery_cells(layout):
             figure = draw_gallery(results, Cell(*parts))
             stem = outputs.gallery_stem(*parts)
-            written += save(figure or placeholder(), results.folder / stem)
+            written += save(figure or placeholder(), results.folder / stem, photographs=True)
         written += _write_training_sizes(results)
     return written
 

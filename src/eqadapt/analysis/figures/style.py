@@ -17,6 +17,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from eqadapt.analysis import outputs
 from eqadapt.analysis.labels import MethodStyle
@@ -76,8 +77,14 @@ def themed() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, base: Path) -> list[Path]:
-    """Write ``base.svg`` and ``base.png``, close the figure, return the paths."""
+def save(figure: Figure, base: Path, photographs: bool = False) -> list[Path]:
+    """Write ``base.svg`` and ``base.png``, close the figure, return the paths.
+
+    Args:
+        figure: What to write.
+        base: The paths without their endings.
+        photographs: It shows images, so that its PNG keeps all its colours.
+    """
     paths, arranged = [], figure.get_layout_engine() is not None
     if arranged:
         # Lay out once, not once a format.
@@ -89,9 +96,18 @@ def save(figure: Figure, base: Path) -> list[Path]:
             figure.savefig(
                 temporary, bbox_inches=None if arranged else "tight", metadata=_METADATA[form]
             )
+            if form == "png" and not photographs:
+                with_few_colours(temporary)
         paths.append(path)
     plt.close(figure)
     return paths
+
+
+def with_few_colours(path: Path) -> None:
+    """Write a PNG again with the 256 colours nearest to its own: a third of the bytes."""
+    with Image.open(path) as image:
+        few = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        few.save(path, "PNG", optimize=True, dpi=image.info.get("dpi"))
 
 
 def placeholder(text: str = "no data in this cell of the study") -> Figure:
