@@ -27,6 +27,7 @@ SPEEDUPS = (
     "parts",
     "escnn",
     "ttach",
+    "shared_views",
     "startup",
     "inference",
     "train_joint",

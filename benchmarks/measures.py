@@ -15,6 +15,7 @@ ORDER = (
     "orbit",
     "parts",
     "ttach",
+    "shared_views",
     "escnn",
     "startup",
     "study",

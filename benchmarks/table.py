@@ -23,6 +23,7 @@ NAMES = {
     "orbit": "evaluation over the orbit",
     "parts": "evaluation in parts",
     "ttach": "mean over C4",
+    "shared_views": "mean over C4, evaluated over C4",
     "escnn": "group CNN",
     "startup": "start-up",
     "study": "whole study",

@@ -10,6 +10,7 @@ from benchmarks.ours import adapted, default_scorer, timm_backbone
 from benchmarks.peers import (
     EQUIADAPT,
     TINY,
+    load,
     peer_label,
     reference_canonicalizer,
     smooth_images,
@@ -19,6 +20,7 @@ from benchmarks.timing import Effort
 from eqadapt.evaluation import PassCounter, predict_orbit
 from eqadapt.groups import CyclicGroup, RotationAction
 from eqadapt.methods import get_method
+from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import ImagePipeline
 
 AGREE = 0.99  # other batches round otherwise, and untrained networks have near-ties
@@ -85,12 +87,56 @@ def orbit(context: Context) -> Measured:
     )
 
 
-def evaluation(model, images: Tensor, poses: RotationAction, side: int, batch: int):
+@measure("shared_views", "Evaluation of the mean over C4 in C4's poses against ttach in a loop")
+@torch.no_grad()
+def shared_views(context: Context) -> Measured:
+    """Rows for a small backbone at 32 pixels and ResNet-50 at 224."""
+    library = load("ttach")
+    cuda = context.device.type == "cuda"
+    settings = context.pick(
+        (("cifar_resnet20", 32, 64), ("resnet50", 224, 64 if cuda else 4)),
+        (("cifar_resnet20", 32, 2),),
+    )
+    for name, side, batch in settings:
+        backbone = timm_backbone(name, side, context.device, classes=10)
+        poses, count = RotationAction(CyclicGroup(4)), batch * BATCHES
+        turns = library.Compose([library.Rotate90([0, 90, 180, 270])])
+        wrapper = library.ClassificationTTAWrapper(backbone, turns, merge_mode="mean")
+        model = Symmetrized(backbone, poses, "uniform").eval()
+        images = (smooth_images(count, side) * 255).round().to(torch.uint8).to(context.device)
+        evaluate = evaluation(model, images, poses, side, batch, "equitune")
+        loop = _loop(wrapper, images, poses, batch)
+        shared, counted = _counted(backbone, evaluate)
+        plain, counted_loop = _counted(backbone, loop)
+        agree = float(np.mean(shared.prediction == torch.cat(plain).cpu().numpy()))
+        if agree < AGREE:
+            raise NotComparable(f"shared views: only {agree:.1%} of the predictions agree")
+        found = context.compare({"peer": loop, "ours": evaluate})
+        yield context.pair(
+            "shared_views",
+            f"{name}, C4, {side} px, {count} images",
+            peer_label("ttach"),
+            found["peer"],
+            found["ours"],
+            packages=("ttach", "timm"),
+            note=f"{agree:.1%} of the predictions agree; {counted / count:.2f} backbone passes an "
+            f"image, counted, against {counted_loop // count}; views compared by bytes",
+        )
+
+
+def evaluation(
+    model,
+    images: Tensor,
+    poses: RotationAction,
+    side: int,
+    batch: int,
+    name: str = "prlc_rotated",
+):
     """Every image in every pose, as studies predict them."""
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
     index = torch.arange(len(images), device=images.device)
     pipeline = ImagePipeline(side)
-    method = get_method("prlc_rotated")
+    method = get_method(name)
 
     def evaluate():
         return predict_orbit(model, method, images, labels, index, pipeline, poses, batch)
