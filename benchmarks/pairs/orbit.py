@@ -45,16 +45,9 @@ def orbit(context: Context) -> Measured:
     evaluate = evaluation(model, images, poses, side, batch)
     loop = _loop(lambda x: model(x).logits, images, poses, batch)
 
-    shared, counted = _counted(backbone, evaluate)
-    plain, counted_loop = _counted(backbone, loop)
-    agree = float(np.mean(shared.prediction == torch.cat(plain).cpu().numpy()))
-    if agree < AGREE:
-        raise NotComparable(f"orbit: only {agree:.1%} of the predictions agree with the loop's")
+    agree, passes = _compared("orbit", backbone, evaluate, loop, count)
     found = context.compare({"peer": loop, "ours": evaluate})
     setting = f"{name}, C8, {side} px, {count} images"
-    passes = (
-        f"{counted / count:.2f} backbone passes an image, counted, against {counted_loop // count}"
-    )
     yield context.pair(
         "orbit",
         f"{setting}, our canonicalizer in the loop",
@@ -106,11 +99,7 @@ def shared_views(context: Context) -> Measured:
         images = (smooth_images(count, side) * 255).round().to(torch.uint8).to(context.device)
         evaluate = evaluation(model, images, poses, side, batch, "equitune")
         loop = _loop(wrapper, images, poses, batch)
-        shared, counted = _counted(backbone, evaluate)
-        plain, counted_loop = _counted(backbone, loop)
-        agree = float(np.mean(shared.prediction == torch.cat(plain).cpu().numpy()))
-        if agree < AGREE:
-            raise NotComparable(f"shared views: only {agree:.1%} of the predictions agree")
+        agree, passes = _compared("shared views", backbone, evaluate, loop, count)
         found = context.compare({"peer": loop, "ours": evaluate})
         yield context.pair(
             "shared_views",
@@ -119,8 +108,7 @@ def shared_views(context: Context) -> Measured:
             found["peer"],
             found["ours"],
             packages=("ttach", "timm"),
-            note=f"{agree:.1%} of the predictions agree; {counted / count:.2f} backbone passes an "
-            f"image, counted, against {counted_loop // count}; views compared by bytes",
+            note=f"{agree:.1%} of the predictions agree; {passes}; views compared by bytes",
         )
 
 
@@ -154,6 +142,21 @@ def _loop(predict, images: Tensor, poses: RotationAction, batch: int):
         return found
 
     return run
+
+
+def _compared(what: str, backbone, evaluate, loop, count: int) -> tuple[float, str]:
+    """The share of predictions that agree with the loop's, and what is said of the passes.
+
+    Raises:
+        NotComparable: Too few agree.
+    """
+    shared, passed = _counted(backbone, evaluate)
+    plain, passed_by_loop = _counted(backbone, loop)
+    agree = float(np.mean(shared.prediction == torch.cat(plain).cpu().numpy()))
+    if agree < AGREE:
+        raise NotComparable(f"{what}: only {agree:.1%} of the predictions agree with the loop's")
+    passes = f"{passed / count:.2f} backbone passes an image, counted, against"
+    return agree, f"{passes} {passed_by_loop // count}"
 
 
 def _counted(backbone, run):
