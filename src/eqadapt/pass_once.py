@@ -8,6 +8,7 @@ assumed.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,33 +18,39 @@ from torch import Tensor, nn
 
 from eqadapt.symmetrize import Symmetrized, read_side
 
+_PRODUCTS = 2**24  # at once, so that keys take little memory
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass
 class _Seen:
-    """Images passed so far, in the order of their keys, and what the backbone said of them."""
+    """Images passed so far, what the backbone said of them, and their keys in order.
+
+    ``places`` are those of the keys' images.
+    """
 
     keys: Tensor
+    places: Tensor
     images: Tensor
     outputs: tuple[Tensor, ...]
 
     def find(self, keys: Tensor, images: Tensor) -> Tensor:
         """(N,) int64 place of the image with the same bytes, -1 where there is none."""
-        places = torch.searchsorted(self.keys, keys).clamp_max(len(self.keys) - 1)
+        places = self.places[torch.searchsorted(self.keys, keys).clamp_max(len(self.keys) - 1)]
         same = (self.images[places] == images).flatten(1).all(dim=1)
         return torch.where(same, places, -1)
 
     @classmethod
     def of(cls, keys: Tensor, images: Tensor, outputs: tuple[Tensor, ...]) -> _Seen:
-        """These, put in order."""
-        order = keys.argsort()
-        return cls(keys[order], images[order], tuple(part[order] for part in outputs))
+        """These."""
+        return cls(*keys.sort(stable=True), images, outputs)
 
     def joined(self, other: _Seen) -> _Seen:
         """Those of both."""
-        return _Seen.of(
-            torch.cat([self.keys, other.keys]),
+        keys, order = torch.cat([self.keys, other.keys]).sort(stable=True)
+        return _Seen(
+            keys,
+            torch.cat([self.places, other.places + len(self.images)])[order],
             torch.cat([self.images, other.images]),
             tuple(torch.cat(parts) for parts in zip(self.outputs, other.outputs)),
         )
@@ -99,9 +106,15 @@ def row_keys(x: Tensor) -> Tensor:
     modulo 2^64. Images of other bytes share it by chance alone.
     """
     rows = x.contiguous().flatten(1).view(_INTEGERS[x.element_size()])
+    odd = _odd_numbers(rows.shape[1], rows.device)
+    few = max(1, _PRODUCTS // len(odd))
+    return torch.cat([(part.long() * odd).sum(dim=1) for part in rows.split(few)])
+
+
+@functools.lru_cache(maxsize=8)
+def _odd_numbers(count: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    odd = 2 * torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=generator) + 1
-    return (rows.long() * odd.to(rows.device)).sum(dim=1)
+    return (2 * torch.randint(-(2**62), 2**62, (count,), generator=generator) + 1).to(device)
 
 
 @contextlib.contextmanager
