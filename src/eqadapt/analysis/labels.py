@@ -401,14 +401,15 @@ def method_style(name: str) -> MethodStyle:
 
 
 def _mirrored_style(name: str) -> MethodStyle:
-    """The method's own colour, darker, with its marker and a dotted line."""
+    """The method's own colour, darker (lighter where it is dark), its marker and a dotted line."""
     base = METHODS[name.removesuffix("_mirrored")]
-    shades = [round(0.62 * int(base.colour[at : at + 2], 16)) for at in (1, 3, 5)]
+    shades = [int(base.colour[at : at + 2], 16) for at in (1, 3, 5)]
+    target = 0 if sum(shades) > 300 else 255
     return replace(
         base,
         name=name,
         label=_made_label(name),
-        colour="#" + "".join(f"{shade:02x}" for shade in shades),
+        colour="#" + "".join(f"{round(0.6 * s + 0.4 * target):02x}" for s in shades),
         dash=_DASHES["dotted"],
         sentence=f"{base.sentence.rstrip('.')}; the mean over every image and its mirror image.",
     )
