@@ -39,7 +39,7 @@ _ABOUT_CLAIMS = (
 _ABOUT_STUDIES = (
     "Groups, methods and seeds are those of the runs that were evaluated; entries share a network, "
     "or a source of data, and differ in their recipes or parts. The commits are those that "
-    "predicted."
+    "trained the runs (of test-time methods: that predicted)."
 )
 
 
