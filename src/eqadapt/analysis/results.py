@@ -203,7 +203,8 @@ class Results:
             if path.exists():
                 frame = _read_csv(path)
                 identity = {key: predictions.meta[key] for key in IDENTITY}
-                parts.append(frame.assign(**identity))
+                if len(frame):  # else nothing was trained: a frozen network as it is
+                    parts.append(frame.assign(**identity))
         columns = [*IDENTITY, "epoch"]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
