@@ -215,6 +215,17 @@ def test_runs_without_predictions_are_named(tmp_path, capsys):
     assert "2 of the study's runs, digits-resnet10t-joint-prlc-C4-seed0 the first" in said
 
 
+@pytest.mark.filterwarnings("error")
+def test_runs_that_trained_nothing_have_no_curve(tmp_path):
+    spec = StudySpec(images=20, seeds=(0, 1), groups=("C4",), backbones=("resnet10t",))
+    folder = make_study(tmp_path / "digits", spec)
+    path = next((folder / "runs").glob("*-vanilla-*-seed1")) / "history.csv"
+    path.write_text(path.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
+    curves = open_results(folder).histories
+    assert set(curves[curves["method"] == "vanilla"]["seed"]) == {0}
+    assert set(curves[curves["method"] == "prlc"]["seed"]) == {0, 1}
+
+
 def test_quick_on_a_study_of_many_runs(tmp_path):
     """Vectorised: 54 files of 80,000 rows are a matter of seconds, so one is of milliseconds."""
     import time
