@@ -233,6 +233,14 @@ def test_asking_for_a_gpu_that_is_not_there_is_a_clear_error():
     assert choose_device("auto").type == "cpu"
 
 
+def test_a_gpu_computes_no_convolution_in_tf32(monkeypatch):
+    """Its ten bits of mantissa are too few for scores that are the same for an image's turns."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert choose_device("cpu").type == "cpu" and torch.backends.cudnn.allow_tf32
+    assert choose_device("auto").type == "cuda" and not torch.backends.cudnn.allow_tf32
+
+
 def test_two_methods_cannot_share_a_name():
     with pytest.raises(UserError, match="two methods"):
         register(Method(name="prlc", summary="another", paper="none"))

@@ -30,6 +30,11 @@ def test_the_memory_of_a_cpu_is_told_too():
         torch.empty(2**55, dtype=torch.uint8)
 
 
+def test_the_memory_that_a_library_of_a_gpu_asks_for_is_told_too():
+    with pytest.raises(UserError, match="a batch of 8"), room_for(8, "train.batch_size"):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+
+
 def test_other_faults_stay_what_they_are():
     with pytest.raises(RuntimeError, match="mat1 and mat2"), room_for(8, "train.batch_size"):
         torch.ones(2, 3) @ torch.ones(2, 3)

@@ -2,9 +2,11 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
+from eqadapt import checkpoint
 from eqadapt.optimizers import MatrixMuon, Together, build_optimizer, is_matrix
 
 TRAIN = {
@@ -82,6 +84,30 @@ def test_a_state_that_was_put_back_goes_on_the_same():
         step(model, optimizer, 7)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("scorers", ["same", "muon"])
+def test_moments_from_a_file_lie_in_memory_as_their_weights(tmp_path, optimizer, scorers):
+    """What the fused steps of a GPU ask for, of weights that lie channels last."""
+    recipe = TRAIN | {"optimizer": optimizer, "scorer_optimizer": scorers}
+    models = [Model().to(memory_format=torch.channels_last) for _ in range(2)]
+    saved, found = (build_optimizer(model, recipe, frozen=False) for model in models)
+    step(models[0], saved, 0)
+    tensors, meta = checkpoint.pack_optimizer(saved)
+    checkpoint.save(tmp_path / "state", tensors, meta)
+    checkpoint.unpack_optimizer(found, *checkpoint.load(tmp_path / "state"))
+    assert len(found.state) == len(saved.state) > 0
+    lasts = 0
+    for before, (weight, after) in zip(saved.state.values(), found.state.items(), strict=True):
+        assert before.keys() == after.keys()
+        for name in after:
+            if isinstance(after[name], torch.Tensor):
+                assert torch.equal(after[name], before[name])
+                if after[name].shape == weight.shape:
+                    assert after[name].stride() == weight.stride()
+                    lasts += not weight.is_contiguous()
+    assert (lasts > 0) == (scorers == "same")  # Muon has the one such weight as a matrix
 
 
 def test_rates_of_all_parts_are_set_through_the_groups():

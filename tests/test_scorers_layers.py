@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
@@ -9,11 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from eqadapt.distributed import synchronise_norms
 from eqadapt.groups import CyclicGroup, disk_mask
 from eqadapt.scorers import bases, build_scorer
 from eqadapt.scorers.base import Prepare, resize_matrix
-from eqadapt.scorers.layers import FieldNorm, PooledConv, RegularConv, pool_weights
+from eqadapt.scorers.layers import (
+    FieldNorm,
+    PooledConv,
+    RegularConv,
+    SyncFieldNorm,
+    pool_weights,
+)
 
 
 def escnn_conv(conv: RegularConv) -> nn.Module:
@@ -245,6 +254,24 @@ def test_field_norm_shares_statistics_over_orientations() -> None:
     assert (y.var((0, 2, 3, 4), unbiased=False) - 1).abs().max() < 1e-3
     norm.eval()
     assert torch.allclose(norm.plain()(x), norm(x), atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["staged_cnn", "group_cnn", "group_wrn", "paired_cnn"])
+def test_norms_over_processes_are_the_same_layers(name: str) -> None:
+    """With one process they compute and export what they did, from the same tensors."""
+    torch.manual_seed(0)
+    plain = build_scorer(name, CyclicGroup(4), 3)
+    found = copy.deepcopy(plain)
+    synchronise_norms(found)
+    kinds = {type(m) for m in found.modules() if isinstance(m, _BatchNorm)}
+    assert kinds and kinds <= {SyncFieldNorm, torch.nn.SyncBatchNorm}
+    assert list(found.state_dict()) == list(plain.state_dict())
+    assert len(list(found.parameters())) == len(list(plain.parameters()))
+    x = torch.rand(4, 3, 48, 48)
+    torch.testing.assert_close(found.train()(x), plain.train()(x))
+    assert all(torch.equal(found.state_dict()[k], v) for k, v in plain.state_dict().items())
+    torch.testing.assert_close(found.eval().export()(x), plain.eval().export()(x))
 
 
 @torch.no_grad()

@@ -243,11 +243,22 @@ def build_image_scorer(
 def choose_device(name: str) -> torch.device:
     """``auto``, ``cpu`` or ``cuda`` to a device.
 
+    On a GPU convolutions in float32 are no longer computed in TF32, as they are by default: its ten
+    bits of mantissa would let the scores of an image and of its quarter turns differ by more than
+    the margin within which ``choose`` makes them the same.
+
     Raises:
         UserError: A GPU is asked for and there is none.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("no GPU here", where="device", fix="device: auto or cpu")
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise UserError(
+            "no GPU here that torch can use",
+            where="device",
+            fix="a driver as new as torch's CUDA (nvidia-smi tells), or device: auto or cpu",
+        )
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if there else "cpu"
+    if name == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)

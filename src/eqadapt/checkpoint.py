@@ -71,7 +71,11 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 def unpack_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
 ) -> None:
-    """Put back what ``pack_optimizer`` took."""
+    """Put back what ``pack_optimizer`` took, moments laid out in memory as their weights are.
+
+    Files hold tensors row by row, while weights may lie channels last; the fused steps of a GPU
+    refuse moments of other strides than their weights'.
+    """
     state: dict[int, dict[str, Any]] = {
         int(index): dict(values) for index, values in meta["scalars"].items()
     }
@@ -79,6 +83,10 @@ def unpack_optimizer(
         index, name = key.split("/", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": meta["param_groups"]})
+    for weight, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def save_training_state(

@@ -142,8 +142,18 @@ def synchronised(model: nn.Module) -> None:
             "batch norms can share statistics on GPUs only", where="train.sync_batch_norm",
             fix="train.sync_batch_norm of false",
         )  # fmt: skip
-    for name, child in model.named_children():
-        setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+    synchronise_norms(model)
+
+
+def synchronise_norms(model: nn.Module) -> None:
+    """Put layers with statistics over all processes in place of a model's batch norms."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            own = getattr(child, "synchronised", None)  # of those that are not torch's
+            if callable(own):
+                setattr(parent, name, own())
+            elif isinstance(child, nn.modules.batchnorm._BatchNorm):
+                setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ class PassCounter:
 
     def __init__(self, backbone: nn.Module) -> None:
         self.images = 0
-        backbone = getattr(backbone, "inner", backbone)  # of one that passes images twice
+        backbone = getattr(backbone, "inner", backbone)  # what a wrapper really passes
         self._handle = backbone.register_forward_pre_hook(self._count)
 
     def _count(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -9,7 +9,8 @@ import torch
 
 from eqadapt.errors import UserError
 
-CPU_SAYS = "can't allocate memory"  # a RuntimeError like any other, but for this
+# RuntimeErrors like any other, but for this: of a CPU, and of a GPU that others fill, too.
+SAID = ("can't allocate memory", "STATUS_ALLOC_FAILED")
 
 
 @contextlib.contextmanager
@@ -26,7 +27,8 @@ def room_for(batch: int, key: str) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and CPU_SAYS not in str(error):
+        told = isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in SAID)
+        if not told:
             raise
         fix = f"{key} of {batch // 2}" if batch > 1 else "a smaller image.size, or a larger device"
         raise UserError(

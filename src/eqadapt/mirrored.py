@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from eqadapt.scorers.mirrored import Mirrored
-from eqadapt.symmetrize import Symmetrized
+from eqadapt.symmetrize import Symmetrized, read_side
 
 
 class MirroredBackbone(nn.Module):
@@ -32,7 +32,7 @@ class MirroredBackbone(nn.Module):
     @property
     def size(self) -> int | None:
         """Side of the images that the backbone reads, where it tells."""
-        return getattr(self.inner, "size", None)
+        return read_side(self.inner)
 
     def forward(self, x: Tensor, with_features: bool = False) -> Any:
         """As the backbone's, for twice the work."""

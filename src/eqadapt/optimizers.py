@@ -110,6 +110,11 @@ class Together:
         """The groups of all parts."""
         return [group for part in self.parts for group in part.param_groups]
 
+    @property
+    def state(self) -> dict[Tensor, dict[str, Any]]:
+        """What is kept of each parameter, by parameter."""
+        return {weight: kept for part in self.parts for weight, kept in part.state.items()}
+
     def step(self) -> None:
         """One step of each."""
         for part in self.parts:

@@ -1,8 +1,8 @@
-"""Training one run, resumable at every validated epoch with the same result to the last bit.
+"""Training one run, resumable at every validated epoch, on a CPU with the same result to the bit.
 
 All randomness of an epoch follows from the run's seed and the epoch's number, so a run that was
-killed and resumed equals one that was not. The data set sits on the device as bytes; nothing in a
-step waits for the device.
+killed and resumed equals one that was not (on a GPU up to the order of its sums). The data set sits
+on the device as bytes; nothing in a step waits for the device.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ rule pretrain:
     conda:
         ENVIRONMENT
     threads: JOBS["threads"]
+    # Before runs that can begin at once: others wait for it.
+    priority: 10
     resources:
         gpu=JOBS["gpu"],
         mem_mb=JOBS["mem_mb"],

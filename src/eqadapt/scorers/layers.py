@@ -108,7 +108,7 @@ class RegularConv(nn.Module):
         return conv
 
 
-class FieldNorm(nn.BatchNorm2d):
+class _ByField(nn.modules.batchnorm._BatchNorm):
     """Batch normalization with one mean and variance a field, over its orientations too."""
 
     def __init__(self, order: int, fields: int, momentum: float = 0.1) -> None:
@@ -128,6 +128,21 @@ class FieldNorm(nn.BatchNorm2d):
         for name in ("weight", "bias", "running_mean", "running_var"):
             getattr(norm, name).copy_(getattr(self, name).detach().repeat_interleave(self.order))
         return norm.eval()
+
+
+class SyncFieldNorm(_ByField, nn.SyncBatchNorm):
+    """``FieldNorm`` with statistics over all processes."""
+
+
+class FieldNorm(_ByField, nn.BatchNorm2d):
+    """Batch normalization with one mean and variance a field, over its orientations too."""
+
+    def synchronised(self) -> SyncFieldNorm:
+        """The same layer, its tensors shared, with statistics over all processes."""
+        assert self.momentum is not None
+        made = SyncFieldNorm(self.order, self.num_features, self.momentum)
+        made._parameters, made._buffers = self._parameters, self._buffers
+        return made.train(self.training)
 
 
 class Crop(nn.Module):
@@ -167,7 +182,7 @@ def plain_layers(network: nn.Module) -> nn.Module:
         return plain() if plain else copy.deepcopy(network)
     layers: list[nn.Module] = []
     for layer in network:
-        if isinstance(layer, FieldNorm) and layers and isinstance(layers[-1], nn.Conv2d):
+        if isinstance(layer, _ByField) and layers and isinstance(layers[-1], nn.Conv2d):
             layers[-1] = fuse_conv_bn_eval(layers[-1].eval(), layer.plain())
         elif not isinstance(layer, nn.Dropout):
             layers.append(plain_layers(layer))
