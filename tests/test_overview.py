@@ -39,6 +39,10 @@ def results(tmp_path_factory):
     for claim in claims["claims"]:
         if claim["id"] == "K1":
             claim.update(verdict="not reproduced", cells_reproduced=0, cells_counted=3)
+        if claim["id"] == "K3":
+            claim.update(verdict="reproduced", cells_reproduced=1, cells_counted=1)
+            claim["cells"][0].update(verdict="reproduced", counted=True)
+            claim["cells"][0]["checks"][1].update(passed=True, clear=False)
     (two / "claims.json").write_text(json.dumps(claims))
     shutil.copytree(one, folder / "unfinished")
     (folder / "unfinished" / "claims.json").unlink()
@@ -72,6 +76,11 @@ def test_each_verdict_stands_in_its_column_with_the_study_that_gave_it(results, 
         assert there == ([] if claim["verdict"] == "not run" else [claim["verdict"]])
     names = [name for name in rows(page) if re.fullmatch(r"K\d+", name)]
     assert names == sorted(names, key=lambda name: int(name[1:]))
+
+
+def test_a_verdict_that_other_seeds_could_change_says_so(page):
+    assert "[two](two/claims.json) 1/1 (within noise)" in rows(page)["K3"][1]
+    assert "[one](one/claims.json)\\* 1/1 (" not in page
 
 
 def test_every_finished_study_has_a_row_and_its_links_lead_somewhere(results, page):

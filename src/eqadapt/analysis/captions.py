@@ -16,8 +16,8 @@ TITLES: dict[str, str] = {
 
 CAPTIONS: dict[str, str] = {
     "accuracy_by_angle": "Test accuracy against the angle the input was turned by "
-    "(counter-clockwise), mean and 95% interval over seeds (over test images with one seed). "
-    "Vertical lines: the angles of {group}, which its average is over.",
+    "(counter-clockwise), mean and 95% interval over seeds (over test images with one seed, or "
+    "where all are the same). Vertical lines: the angles of {group}, which its average is over.",
     "accuracy_by_angle_polar": "The same around the circle: upright inputs are at the top, and a "
     "method that does not care about the pose draws a circle. The outer circle is 100%.",
     "upright_vs_cn_avg": "Upright accuracy against the mean over the {group} poses, with 95% "
@@ -35,7 +35,8 @@ CAPTIONS: dict[str, str] = {
     "accuracy_against_cost": "Accuracy over the {group} poses against passes of the network for "
     "one prediction, one point a method, with 95% intervals (over seeds, else over images; mostly "
     "smaller than the points). Methods of equal cost stand side by side. Named and joined: those "
-    "that no other beats at the same cost or less, searches behind a gate aside.",
+    "that are ahead of all that cost less by more than half a point, searches behind a gate and "
+    "posteriors over poses and classes aside.",
     "accuracy_against_temperature": "Views averaged with weights exp(-energy / temperature): the "
     "view of lowest energy on the left, the plain mean on the right, and the two spaces in which "
     "outputs can be averaged. Bands: 95% intervals over images.",

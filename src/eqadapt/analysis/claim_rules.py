@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from eqadapt.analysis.comparisons import Comparison, Seeds, difference
 from eqadapt.analysis.labels import dataset_label, method_style
 from eqadapt.analysis.published import Published
-from eqadapt.analysis.statistics import holm
+from eqadapt.analysis.statistics import Estimate, holm
 
 Verdict = Literal["reproduced", "not reproduced", "not run"]
 SIGNIFICANCE = 0.05
@@ -71,6 +71,7 @@ class Check:
 
     def holds(self, value: float) -> bool:
         """Whether a bare difference in points satisfies it (no test)."""
+        value = round(value, 9)  # the mean of seeds' fractions is not exact
         bounds = {
             "ahead": value > 0,
             "at_least": value >= self.points,
@@ -96,10 +97,13 @@ class Claim:
         text: The statement, in our words.
         source: Key of the paper in ``config/published.yaml``.
         checks: All must pass in a cell.
-        group: The group it is about.
+        group: The group it is about, or with ``every_group`` that of the published figures.
+        every_group: It is judged at every group that a study has.
         datasets: Those the paper claims it for; empty when it is not about particular data.
             Cells on other data are judged too and marked, and count only when there is no cell on
             the claim's own.
+        zero_shot: It is about networks that were never trained on the classes; cells with others
+            are judged and marked as those on other data.
         regimes: Training regimes it is about.
         variants: Methods of ours that the same rule is also applied to in place of ``prlc``;
             they are reported and never count towards the verdict.
@@ -114,7 +118,9 @@ class Claim:
     source: str
     checks: tuple[Check, ...] = ()
     group: str = "C8"
+    every_group: bool = False
     datasets: tuple[str, ...] = ()
+    zero_shot: bool = False
     regimes: tuple[str, ...] = ("joint",)
     variants: tuple[str, ...] = ()
     by_size: bool = False
@@ -136,8 +142,17 @@ class Claim:
         checks = tuple(check.substituted("prlc", variant) for check in self.checks)
         return replace(self, checks=checks)
 
-    def scope(self, dataset: str, reduced: bool) -> str:
-        """Whether a cell is within what the paper claims it for, in words."""
+    def covers(self, dataset: str, zero_shot: bool = False) -> bool:
+        """Whether the paper claims it for such a cell.
+
+        Args:
+            dataset: The cell's, by its source.
+            zero_shot: Whether the cell's network was never trained on the classes.
+        """
+        return (not self.datasets or dataset in self.datasets) and zero_shot >= self.zero_shot
+
+    def scope(self, dataset: str, reduced: bool, zero_shot: bool = False) -> str:
+        """``covers`` in words."""
         if not self.datasets:
             words = "a claim about any data set"
         elif dataset in self.datasets:
@@ -145,6 +160,8 @@ class Claim:
         else:
             paper = " and ".join(dataset_label(name) for name in self.datasets)
             words = f"another data set than the paper's ({paper})"
+        if self.zero_shot and not zero_shot:
+            words += "; a network trained on these classes, not a zero-shot one"
         return f"{words}; reduced study" if reduced else words
 
 
@@ -223,16 +240,30 @@ def judge_check(
         passed = agrees = passed and judged["orbit_agreement"] == 1.0
     judged["agrees"] = bool(agrees)
     judged["passed"] = bool(passed)
-    judged["clear"] = _clear(check, points.low, points.high)
+    judged["clear"] = _clear(check, points)
     return judged
 
 
-def _clear(check: Check, low: float, high: float) -> bool:
-    """Whether the whole interval is on one side of the bound."""
+def _clear(check: Check, found: Estimate) -> bool:
+    """Whether the whole interval is on one side of the bound.
+
+    Images that all differ alike leave a bootstrap no spread, which is no certainty.
+    """
     if check.rule == "invariant":
         return True
     bound = 0.0 if check.rule == "ahead" else check.points
-    return bool(low > bound or high < bound or (low == high != bound))
+    if found.kind == "images" and found.low == found.high:
+        return False
+    return bool(found.low > bound or found.high < bound)
+
+
+def holds_words(check: Mapping[str, Any]) -> str:
+    """How a judged check came out: ``"yes"``, ``"no (within noise)"``, ``"not significant"``."""
+    if not check["passed"] and check["agrees"] and check["rule"] == "ahead":
+        ahead = check["p_holm"] is not None and check["p_holm"] < SIGNIFICANCE
+        return "not in every seed" if ahead else "not significant"
+    words = "yes" if check["passed"] else "no"
+    return words if check["clear"] else f"{words} (within noise)"
 
 
 def _orbit_agreement(runs: Seeds) -> float:

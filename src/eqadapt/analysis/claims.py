@@ -7,9 +7,17 @@ is taken to mean at least 20. For poor transfer, of which 12 to 18 points are re
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eqadapt.analysis.claim_rules import Check, Claim, Term, judge_cell, published_checks
+from eqadapt.analysis.claim_rules import (
+    Check,
+    Claim,
+    Term,
+    holds_words,
+    judge_cell,
+    published_checks,
+)
 from eqadapt.analysis.evaluations import Cell
 from eqadapt.analysis.labels import method_style
 from eqadapt.analysis.published import Published
@@ -17,6 +25,7 @@ from eqadapt.analysis.results import Results
 from eqadapt.analysis.size_claim import judge_sizes
 from eqadapt.analysis.transfer_claim import judge_transfers
 from eqadapt.errors import UserError
+from eqadapt.study_rules import is_zero_shot
 
 CLOSED = 1.0
 COLLAPSE = 20.0
@@ -131,6 +140,7 @@ register(
         "equivariant one. (That it is up to twice as fast is a matter of the benchmarks.)",
         source="panigrahi2024",
         checks=(Check(_avg("optc"), _avg("prlc"), "at_least", -CLOSED),),
+        every_group=True,
         datasets=("cifar10", "cifar100", "stl10"),
         regimes=("joint", "frozen"),
         variants=("prlc_rotated", "prlc_classwise"),
@@ -147,6 +157,7 @@ register(
         ),
         group="C4",
         datasets=("cifar100", "imagenet_v2"),
+        zero_shot=True,
         regimes=("frozen",),
     )
 )
@@ -259,7 +270,15 @@ def judge(claim: Claim, results: Results, published: Published) -> dict[str, Any
         for name in claim.variants
         if name in results.layout["methods"]
     ]
-    return entry | _overall(cells, claim.group) | {"variants": variants}
+    return entry | _overall(cells, _lacking(claim, results)) | {"variants": variants}
+
+
+def _lacking(claim: Claim, results: Results) -> str:
+    """Why a study has no cell for a claim."""
+    if any(cell.group == claim.group for cell in results.cells()):
+        regimes = " or ".join(claim.regimes)
+        return f"the study has no {claim.group} runs of the regime {regimes}"
+    return f"the study has no {claim.group} runs"
 
 
 def _judge_sizes(claim: Claim, results: Results) -> dict[str, Any]:
@@ -275,7 +294,7 @@ def _judge_sizes(claim: Claim, results: Results) -> dict[str, Any]:
         for name in claim.variants
         if name in results.layout["methods"]
     ]
-    return {"rule": rule} | _overall(cells, claim.group) | {"variants": variants}
+    return {"rule": rule} | _overall(cells) | {"variants": variants}
 
 
 def _judge_transfer(claim: Claim, results: Results) -> dict[str, Any]:
@@ -285,25 +304,34 @@ def _judge_transfer(claim: Claim, results: Results) -> dict[str, Any]:
     }
     if results.transfers is None:
         return entry | _not_run("needs a study of several data sets with `transfer: true`")
-    cells = judge_transfers(claim, results.transfers)
-    return entry | _overall(cells, claim.group) | {"variants": []}
+    cells = judge_transfers(claim, results.transfers, results.reduced)
+    own = f"no canonicalizers for {claim.group} that were tested on another data set as well"
+    return entry | _overall(cells, own) | {"variants": []}
 
 
 def _judge_cells(claim: Claim, results: Results) -> list[dict[str, Any]]:
-    cells = [c for c in results.cells(group=claim.group) if c.regime in claim.regimes]
-    judged = [
-        {
-            **cell._asdict(),
-            "in_scope": not claim.datasets or cell.dataset in claim.datasets,
-            "scope": claim.scope(cell.dataset, results.reduced),
+    cells = results.cells(group=None if claim.every_group else claim.group)
+    judged: list[dict[str, Any]] = []
+    for cell in cells:
+        if cell.regime not in claim.regimes:
+            continue
+        dataset = str(results.entry("datasets", cell.dataset).get("source") or cell.dataset)
+        zero_shot = _is_zero_shot(results, cell.backbone)
+        scope = {
+            "in_scope": claim.covers(dataset, zero_shot),
+            "scope": claim.scope(dataset, results.reduced, zero_shot),
         }
-        | judge_cell(claim, cell.group, _methods(claim, cell, results))
-        for cell in cells
-    ]
-    own = any(cell["in_scope"] and cell["verdict"] != "not run" for cell in judged)
-    for cell in judged:
-        cell["counted"] = cell["verdict"] != "not run" and (cell["in_scope"] or not own)
+        found = judge_cell(claim, cell.group, _methods(claim, cell, results))
+        judged.append({**cell._asdict(), **scope, **found})
+    own = any(entry["in_scope"] and entry["verdict"] != "not run" for entry in judged)
+    for entry in judged:
+        entry["counted"] = entry["verdict"] != "not run" and (entry["in_scope"] or not own)
     return judged
+
+
+def _is_zero_shot(results: Results, backbone: str) -> bool:
+    options = results.entry("backbones", backbone)
+    return is_zero_shot({"model": backbone, "weights": "", **options})
 
 
 def _methods(claim: Claim, cell: Cell, results: Results) -> dict[str, Any]:
@@ -316,23 +344,42 @@ def _methods(claim: Claim, cell: Cell, results: Results) -> dict[str, Any]:
     return found
 
 
-def _overall(cells: list[dict[str, Any]], group: str = "") -> dict[str, Any]:
+def _overall(cells: list[dict[str, Any]], lacking: str = "") -> dict[str, Any]:
     counted = [cell for cell in cells if cell["counted"]]
     if not counted:
         reasons = dict.fromkeys(cell["reason"] for cell in cells)
-        return _not_run("; ".join(reasons) or f"the study has no {group} runs", cells)
+        return _not_run("; ".join(reasons) or lacking, cells)
     passed = sum(cell["verdict"] == "reproduced" for cell in counted)
     verdict = "reproduced" if passed == len(counted) else "not reproduced"
-    agrees = all(check["agrees"] for cell in counted for check in cell["checks"])
-    short = "every difference is as claimed, but not all are significant"
     return {
         "verdict": verdict,
-        "reason": short if agrees and passed < len(counted) else "",
+        "reason": _remark(counted, passed),
         "cells_reproduced": passed,
         "cells_counted": len(counted),
         "in_scope": all(cell["in_scope"] for cell in counted),
         "cells": cells,
     }
+
+
+def _remark(counted: list[dict[str, Any]], passed: int) -> str:
+    """What a verdict is to be read with, where something is."""
+    if passed == len(counted):
+        unclear = cells_within_noise(counted)
+        some = "" if unclear == len(counted) else f" in {unclear} of {len(counted)} cells"
+        return f"within noise{some}: an interval reaches past its bound" if unclear else ""
+    if not all(check["agrees"] for cell in counted for check in cell["checks"]):
+        return ""
+    failed = {holds_words(c) for cell in counted for c in cell["checks"] if not c["passed"]}
+    return f"every difference is as claimed, but some are {' or '.join(sorted(failed))}"
+
+
+def cells_within_noise(cells: Sequence[Mapping[str, Any]]) -> int:
+    """Number of cells that count and pass, but with an interval that reaches past its bound."""
+    return sum(
+        not all(check["clear"] for check in cell["checks"])
+        for cell in cells
+        if cell["counted"] and cell["verdict"] == "reproduced"
+    )
 
 
 def _not_run(reason: str, cells: list[dict[str, Any]] | None = None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -44,15 +44,21 @@ def hits(evaluation: Evaluation, metric: str) -> NDArray[np.int64]:
 def estimate(runs: Seeds, metric: str) -> Estimate:
     """Accuracy (``acc``) or Cn-Avg (``cn_avg``) of one method in one cell, as a fraction.
 
-    Interval: Student t over seeds; with one seed, Wilson over images for ``acc`` and a bootstrap
-    over images, poses kept together, for ``cn_avg``.
+    Interval: Student t over seeds; with one seed, or seeds that are all the same (of a network that
+    was not trained), Wilson over images for ``acc`` and a bootstrap over images, poses kept
+    together, for ``cn_avg``.
     """
     per_image = [hits(e, metric) / e.correct.shape[1] for e in runs.values()]
-    if len(per_image) > 1:
+    if not all_same(per_image):
         return t_interval([float(values.mean()) for values in per_image])
     if metric == "acc":
         return wilson_interval(int(per_image[0].sum()), len(per_image[0]))
     return bootstrap_interval(per_image[0])
+
+
+def all_same(seeds: Sequence[NDArray]) -> bool:
+    """Whether seeds have the same values image by image, as one has with itself."""
+    return all(np.array_equal(values, seeds[0]) for values in seeds[1:])
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ class Comparison:
     """A paired difference, as fractions.
 
     Attributes:
-        estimate: Mean and interval over seeds (over images with one seed).
+        estimate: Mean and interval over seeds (over images with one seed, or seeds that are all
+            the same).
         over_images: Mean and bootstrap interval over images, for these trained networks.
         p: Exact sign-flip permutation p, images as units, poses and seeds of an image summed.
         mcnemar: Exact McNemar p of each seed, upright comparisons only.
@@ -101,7 +108,7 @@ def difference(first: Seeds, second: Seeds, metrics: tuple[str, str]) -> Compari
     if metrics == ("acc", "acc"):
         mcnemar = tuple(mcnemar_exact(int((d > 0).sum()), int((d < 0).sum())) for d in per_seed)
     return Comparison(
-        estimate=t_interval(means) if len(seeds) > 1 else over_images,
+        estimate=replace(over_images, n=len(seeds)) if all_same(per_seed) else t_interval(means),
         over_images=over_images,
         p=sign_flip_test(total),
         mcnemar=mcnemar,
@@ -197,7 +204,7 @@ def _pair_row(
         "interval": points.kind,
         "low_images": images.low,
         "high_images": images.high,
-        "n_seeds": points.n if points.kind == "seeds" else 1,
+        "n_seeds": points.n,
         "seeds_first_ahead": found.seeds_ahead,
         "images_first_ahead": found.images_ahead[0],
         "images_second_ahead": found.images_ahead[1],

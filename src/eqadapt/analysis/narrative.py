@@ -80,8 +80,8 @@ def method_sentences(results: Results) -> list[str]:
         f"{plural(len(runs), 'run')}: {plural(runs['method'].nunique(), 'method')}, groups "
         f"{listed(results.groups)}, {spread} {'seed' if spread == '1' else 'seeds'} each. "
         f"Every test image ({images}) was classified in {poses} poses, {360 / poses:g}° apart.",
-        "The test set is read by the evaluation alone; a validation split of the training set "
-        "serves what a run decides. Turns by multiples of 90° move pixels exactly; all other "
+        "What a run decides it decides on a validation split of the training set; the test set is "
+        "read by its evaluation alone. Turns by multiples of 90° move pixels exactly; all other "
         "turns use one resampling, the same in training and evaluation.",
     ]
     if results.test_time:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from eqadapt.analysis import outputs
+from eqadapt.analysis.claims import cells_within_noise
 from eqadapt.analysis.formatting import DASH, Column, Grid, Text, to_markdown
 from eqadapt.analysis.labels import backbone_label, dataset_label
 from eqadapt.analysis.results import Results
@@ -30,8 +31,10 @@ _STUDY_HEADINGS = (
 )
 
 _ABOUT_CLAIMS = (
-    "After a study's name: in how many of the cells that count for its verdict, each a data set "
-    "and a network, the claim was reproduced; it counts as reproduced where it was in all of them. "
+    "After a study's name: in how many of the cells that count for its verdict, each an entry of "
+    "data and one of networks, the claim was reproduced; it counts as reproduced where it was in "
+    "all of them. Within noise: in some or all of those, an interval over seeds reaches past the "
+    "claim's bound, so that other seeds could say otherwise. "
     "Studies marked * call themselves reduced. Most are on other data or networks than the "
     "papers': reports say so beside each verdict, and `claims.json` has its rule, numbers and "
     "tests."
@@ -117,7 +120,8 @@ def _number(claim: str) -> tuple[int, str]:
 def _place(study: Results, claim: Mapping[str, Any]) -> str:
     mark = "\\*" if study.reduced else ""
     link = f"[{study.name}]({study.folder.name}/{outputs.CLAIMS}){mark}"
-    return f"{link} {claim.get('cells_reproduced', 0)}/{claim.get('cells_counted', 0)}"
+    noise = " (within noise)" if cells_within_noise(claim.get("cells", ())) else ""
+    return f"{link} {claim.get('cells_reproduced', 0)}/{claim.get('cells_counted', 0)}{noise}"
 
 
 def _study_row(study: Results) -> list[Text]:

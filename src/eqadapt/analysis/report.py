@@ -16,6 +16,7 @@ import eqadapt
 from eqadapt.analysis import formatting as f
 from eqadapt.analysis import narrative, outputs
 from eqadapt.analysis.captions import CAPTIONS, SOURCES, TITLES
+from eqadapt.analysis.claim_rules import holds_words
 from eqadapt.analysis.formatting import Grid, column_groups
 from eqadapt.analysis.labels import (
     backbone_key,
@@ -186,6 +187,7 @@ def _check_rows(
     cell: Mapping[str, Any], published: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     own = (cell["dataset"], backbone_key(cell["backbone"]))
+    published = [entry for entry in published if entry["group"] == cell["group"]]
     same = [entry for entry in published if (entry["dataset"], entry["backbone"]) == own]
     beside = same or [entry for entry in published if entry["in_scope"]]
     rows = []
@@ -203,7 +205,7 @@ def _check_rows(
                 "value": value,
                 "p": f.p_value(p) if check["rule"] == "ahead" else f.DASH,
                 "passed": check["passed"],
-                "holds": _holds(check),
+                "holds": f"{'✓' if check['passed'] else '✗'} {holds_words(check)}",
                 "published": [
                     f"{f.signed(entry['checks'][number]['difference_points'], 2)} "
                     f"({cell_label(entry['dataset'], entry['backbone'])})"
@@ -212,14 +214,6 @@ def _check_rows(
             }
         )
     return rows
-
-
-def _holds(check: Mapping[str, Any]) -> str:
-    if check["passed"]:
-        return "✓ yes" if check["clear"] else "✓ yes (within noise)"
-    if check["agrees"] and check["rule"] == "ahead":
-        return "✗ not significant"
-    return "✗ no" if check["clear"] else "✗ no (within noise)"
 
 
 def _published_view(entry: Mapping[str, Any]) -> dict[str, Any]:

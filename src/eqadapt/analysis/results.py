@@ -60,6 +60,12 @@ class Results:
         """A text of the study's configuration (``title``, ``description``, ``reduced_note``)."""
         return str(self.config.get(key) or "").strip()
 
+    def entry(self, section: str, name: str) -> Mapping[str, Any]:
+        """The options of one of the configuration's ``datasets`` or ``backbones``."""
+        entries = self.config.get(section)
+        options = entries.get(name) if isinstance(entries, Mapping) else None
+        return options if isinstance(options, Mapping) else {}
+
     @property
     def reduced(self) -> bool:
         """Whether the study calls itself a reduced form of a larger one."""

@@ -1,13 +1,12 @@
 """A claim about the canonicalizer's size, judged where a study has one network behind several.
 
-Entries of ``backbones`` that share model and weights and differ in their ``scorer`` are one network
-behind canonicalizers of several sizes; the size is the number of trained parameters they add.
+Entries of ``backbones`` that differ in nothing but their ``scorer`` are one network behind
+canonicalizers of several sizes; the size is the number of trained parameters they add.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from eqadapt.analysis.claim_rules import Check, Claim, Term, judge_check
@@ -15,8 +14,6 @@ from eqadapt.analysis.comparisons import Seeds, difference
 from eqadapt.analysis.evaluations import Cell
 from eqadapt.analysis.labels import dataset_label, method_style
 from eqadapt.analysis.results import Results
-
-_NETWORK = ("model", "weights", "file", "sha256", "options", "image")
 
 
 def judge_sizes(claim: Claim, results: Results, method: str) -> list[dict[str, Any]]:
@@ -40,7 +37,7 @@ def judge_sizes(claim: Claim, results: Results, method: str) -> list[dict[str, A
                 **smallest._asdict(),
                 "in_scope": True,
                 "scope": f"one network on {dataset_label(smallest.dataset)} behind "
-                f"{len(sized)} canonicalizers",
+                f"{len(sized)} canonicalizers" + ("; reduced study" if results.reduced else ""),
                 "verdict": "reproduced" if check["passed"] else "not reproduced",
                 "reason": "",
                 "checks": [check],
@@ -52,14 +49,12 @@ def judge_sizes(claim: Claim, results: Results, method: str) -> list[dict[str, A
 
 def _same_network(claim: Claim, results: Results) -> list[list[Cell]]:
     """Cells that differ in nothing but the canonicalizer before the network."""
-    backbones = results.config.get("backbones") or {}
-    if not isinstance(backbones, Mapping):
-        return []
     groups: dict[str, list[Cell]] = {}
     for cell in results.cells(group=claim.group):
         if cell.regime in claim.regimes:
-            options = backbones[cell.backbone] or {}
-            network = {key: options.get(key) for key in _NETWORK}
+            options = results.entry("backbones", cell.backbone)
+            network = {key: value for key, value in options.items() if key != "scorer"}
+            network.setdefault("model", cell.backbone)
             key = json.dumps([cell.dataset, cell.regime, network], sort_keys=True)
             groups.setdefault(key, []).append(cell)
     return [cells for cells in groups.values() if len(cells) > 1]

@@ -29,8 +29,8 @@ from eqadapt.analysis.statistics import t_interval
 from eqadapt.files import write_text
 
 INTERVAL_NOTE = (
-    "Percent; mean ± 95% interval over seeds (Student t); square brackets: one seed, 95% interval "
-    "over test images."
+    "Percent; mean ± 95% interval over seeds (Student t); square brackets: 95% interval over "
+    "test images, of one seed or of a network that was not trained."
 )
 
 
@@ -273,10 +273,10 @@ def paired_table(results: Results, published: Published, regime: str, group: str
         )
     caption = (
         "First minus second, in points, with its 95% interval over seeds (over images where there "
-        "is one seed). Seeds: those in which the first is ahead. Sign flip: exact permutation test "
-        "with the image as unit, its poses and seeds summed. Holm: corrected over the pairs of a "
-        "cell and metric, bold below 0.05. McNemar: exact, upright only, merged over seeds at "
-        "their median."
+        "is one seed, or all are the same). Seeds: those in which the first is ahead. Sign flip: "
+        "exact permutation test with the image as unit, its poses and seeds summed. Holm: "
+        "corrected over the pairs of a cell and metric, bold below 0.05. McNemar: exact, upright "
+        "only, merged over seeds at their median."
     )
     changes = (
         frame[["dataset", "backbone", "metric"]] != frame[["dataset", "backbone", "metric"]].shift()

@@ -26,12 +26,13 @@ def transfer_text(method: str, trained_on: str, tested_on: str, points: float) -
     )
 
 
-def judge_transfers(claim: Claim, frame: pd.DataFrame) -> list[dict[str, Any]]:
+def judge_transfers(claim: Claim, frame: pd.DataFrame, reduced: bool) -> list[dict[str, Any]]:
     """The cells of ``claims.json``: one a tested data set, backbone, regime, method and group.
 
     Args:
         claim: A claim with ``transfer`` set.
         frame: ``transfer.csv``.
+        reduced: Whether the study calls itself reduced.
     """
     assert claim.transfer is not None
     cells = []
@@ -47,7 +48,10 @@ def judge_transfers(claim: Claim, frame: pd.DataFrame) -> list[dict[str, Any]]:
         checks = [
             _check(claim.transfer, own, other, transfer_text(method, name, dataset, claim.transfer))
             for name, other in sorted(by_source.items())
+            if len(own.index.intersection(other.index))  # seeds of both
         ]
+        if not checks:
+            continue
         passed = all(check["passed"] for check in checks)
         cells.append(
             {
@@ -56,7 +60,7 @@ def judge_transfers(claim: Claim, frame: pd.DataFrame) -> list[dict[str, Any]]:
                 "regime": regime,
                 "group": group,
                 "in_scope": True,
-                "scope": claim.scope(dataset, reduced=False),
+                "scope": claim.scope(dataset, reduced),
                 "verdict": "reproduced" if passed else "not reproduced",
                 "reason": "",
                 "checks": checks,

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from eqadapt.analysis.comparisons import Seeds
+from eqadapt.analysis.comparisons import Seeds, all_same
 from eqadapt.analysis.evaluations import Cell
 from eqadapt.analysis.figures import style as s
 from eqadapt.analysis.labels import backbone_label, dataset_label, method_styles
@@ -20,11 +20,11 @@ def curve(runs: Seeds) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Angles in degrees (P,), and mean, low and high accuracy in percent (P,) over seeds."""
     everything = [run.predictions for run in runs.values()]
     per_seed = np.array([p.correct.mean(axis=0) for p in everything])
-    if len(per_seed) > 1:
-        bands = [t_interval(column) for column in per_seed.T]
-    else:
+    if all_same([p.correct for p in everything]):
         correct = everything[0].correct
         bands = [wilson_interval(int(c.sum()), len(c)) for c in correct.T]
+    else:
+        bands = [t_interval(column) for column in per_seed.T]
     mean, low, high = (np.array([getattr(b, k) for b in bands]) for k in ("mean", "low", "high"))
     return everything[0].angles, 100 * mean, 100 * np.clip(low, 0, 1), 100 * np.clip(high, 0, 1)
 

@@ -66,8 +66,8 @@ def accuracy_against_cost(results: Results, cells: list[Cell]) -> Figure:
     """Accuracy over the group's poses against passes of the backbone an image, one point a method.
 
     The error is on a logarithmic scale. Vertical lines are 95% intervals (over seeds, else over
-    images). Methods without a gate and without a second classifier that no other beats at the same
-    cost or less are named and joined; methods of equal cost stand side by side.
+    images). Methods without a gate and without a second classifier that are ahead of all that cost
+    less, by more than ``_WORTH``, are named and joined; methods of equal cost stand side by side.
     """
     figure, axes = panels(len(cells), 6.8, 4.8, most=2)
     named = []
