@@ -98,17 +98,18 @@ def difference(first: Seeds, second: Seeds, metrics: tuple[str, str]) -> Compari
     orders = [runs[seeds[0]].correct.shape[1] for runs in (first, second)]
     poses = math.lcm(*orders)  # groups may differ; whole numbers keep the permutation test exact
     left, right = (poses // order for order in orders)
-    per_seed = [
-        left * hits(first[s], metrics[0]) - right * hits(second[s], metrics[1]) for s in seeds
-    ]
+    firsts = [left * hits(first[s], metrics[0]) for s in seeds]
+    seconds = [right * hits(second[s], metrics[1]) for s in seeds]
+    per_seed = [a - b for a, b in zip(firsts, seconds)]
     means = [float(d.mean()) / poses for d in per_seed]
+    one = all_same(firsts) and all_same(seconds)
     total = np.sum(per_seed, axis=0)
     over_images = bootstrap_interval(total / (poses * len(seeds)))
     mcnemar: tuple[float, ...] = ()
     if metrics == ("acc", "acc"):
         mcnemar = tuple(mcnemar_exact(int((d > 0).sum()), int((d < 0).sum())) for d in per_seed)
     return Comparison(
-        estimate=replace(over_images, n=len(seeds)) if all_same(per_seed) else t_interval(means),
+        estimate=replace(over_images, n=len(seeds)) if one else t_interval(means),
         over_images=over_images,
         p=sign_flip_test(total),
         mcnemar=mcnemar,
