@@ -14,7 +14,13 @@ from analysis_fixtures import BEHAVIOURS, Behaviour, StudySpec, make_study, writ
 
 from eqadapt.analysis import claims as claims_module
 from eqadapt.analysis.claim_rules import Check, Claim, Term
-from eqadapt.analysis.claims import CLAIMS, claims_document, judge, register
+from eqadapt.analysis.claims import (
+    CLAIMS,
+    cells_within_noise,
+    claims_document,
+    judge,
+    register,
+)
 from eqadapt.analysis.published import load_published
 from eqadapt.analysis.report import claim_view
 from eqadapt.analysis.results import open_results
@@ -139,6 +145,8 @@ def test_a_verdict_says_what_other_seeds_could_change(tmp_path):
     assert mixed["verdict"] == "not reproduced"
     assert mixed["reason"] == "every difference is as claimed, but some are not in every seed"
     assert claim_view(mixed)["rows"][0]["holds"] == "✗ not in every seed"
+    plain = ordered(tmp_path / "d", [(50, 10), (52, 11), (51, 10)])
+    assert [cells_within_noise(e["cells"]) for e in (sure, noisy, mixed, plain)] == [0, 1, 1, 0]
 
 
 def test_seeds_that_are_all_the_same_are_one_for_an_interval(tmp_path):

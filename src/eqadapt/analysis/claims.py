@@ -374,12 +374,18 @@ def _remark(counted: list[dict[str, Any]], passed: int) -> str:
 
 
 def cells_within_noise(cells: Sequence[Mapping[str, Any]]) -> int:
-    """Number of cells that count and pass, but with an interval that reaches past its bound."""
-    return sum(
-        not all(check["clear"] for check in cell["checks"])
-        for cell in cells
-        if cell["counted"] and cell["verdict"] == "reproduced"
-    )
+    """Number of cells that count and that other seeds could turn.
+
+    Those are the reproduced ones with an interval that reaches past its bound, and the others
+    without a failed check whose interval does not.
+    """
+    return sum(_turns(cell) for cell in cells if cell["counted"])
+
+
+def _turns(cell: Mapping[str, Any]) -> bool:
+    if cell["verdict"] == "reproduced":
+        return not all(check["clear"] for check in cell["checks"])
+    return not any(check["clear"] for check in cell["checks"] if not check["passed"])
 
 
 def _not_run(reason: str, cells: list[dict[str, Any]] | None = None) -> dict[str, Any]:

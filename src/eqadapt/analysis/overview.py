@@ -33,8 +33,8 @@ _STUDY_HEADINGS = (
 _ABOUT_CLAIMS = (
     "After a study's name: in how many of the cells that count for its verdict, each an entry of "
     "data and one of networks, the claim was reproduced; it counts as reproduced where it was in "
-    "all of them. Within noise: in some or all of those, an interval over seeds reaches past the "
-    "claim's bound, so that other seeds could say otherwise. "
+    "all of them. Within noise: in some or all of the cells an interval over seeds reaches past "
+    "the claim's bound, so that other seeds could say otherwise. "
     "Studies marked * call themselves reduced. Most are on other data or networks than the "
     "papers': reports say so beside each verdict, and `claims.json` has its rule, numbers and "
     "tests."
