@@ -7,7 +7,7 @@
 #
 #   snakemake                                     the default study, config/digits.yaml
 #   snakemake --configfile config/cifar10.yaml    another one
-#   snakemake --config 'train={epochs: 2}'        with a change
+#   snakemake --config study=quick 'seeds=[0]'    with a change, in results/quick
 #   snakemake -n                                  what would run, and why
 #
 # Every rule is files and one command, `python -m eqadapt VERB --flags`, that can be typed as well.

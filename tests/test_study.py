@@ -57,7 +57,9 @@ def test_the_study_in_the_documentation_is_one():
     text = (REPOSITORY / "docs" / "your_own_study.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     study = load_study(yaml.safe_load(block))
-    assert len(study.runs()) == 9 and study.preparation("mine").size == 96
+    assert len(study.runs()) == 9
+    side = study.recipe(study.runs()[0])["image"]["size"]
+    assert study.preparation("mine").size == side == 224
     weights = text.split("## Backbones")[1].split("## A trained")[0]
     named = set(re.findall(r"`(?:config/)?([a-z0-9_]+\.yaml)`", weights))
     folder = REPOSITORY / "config"

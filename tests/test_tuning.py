@@ -17,6 +17,7 @@ from eqadapt.tuning import (
     best_by_backbone,
     known_trials,
     load_search,
+    other_rows,
     untuned,
     with_point,
     write_trials,
@@ -45,6 +46,22 @@ def search_of(tmp_path, **changes):
     path = tmp_path / "space.yaml"
     path.write_text(yaml.safe_dump(merge(SPACE, changes)), encoding="utf-8")
     return load_search(path, load_study(STUDY))
+
+
+def test_what_a_search_does_not_plan_stays_in_its_file(tmp_path):
+    path = tmp_path / "m.csv"
+    run, other = (Run("digits", name, "joint", "m", "C4", 3) for name in ("a", "b"))
+    found = {"val_acc": 0.5, "val_cn_avg": 0.4, "score": 0.45, "seconds": 1.0, "config_hash": "ab"}
+    earlier = [Trial(n, r, {"train.lr": 0.1 * n}, found) for n in (1, 2) for r in (run, other)]
+    write_trials(path, earlier)
+    before = path.read_text()
+    others = other_rows(path, {(1, run.stem)})
+    write_trials(path, [Trial(1, run, {"train.lr": 0.1}, found)], others)
+    assert path.read_text() == before
+    write_trials(
+        path, [Trial(1, run, {"scorer.width": 4}, found)], other_rows(path, {(1, run.stem)})
+    )
+    assert len(known_trials(path)) == 4 and "scorer.width,train.lr" in path.read_text()
 
 
 def test_every_method_gets_as_many_trials_and_more_go_on_where_fewer_ended(tmp_path):

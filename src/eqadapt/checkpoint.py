@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from eqadapt.errors import UserError
 from eqadapt.files import atomic_path, json_dumps
 
+_WRITERS = "run the step that writes it: eqadapt train, or eqadapt pretrain"
+
 
 def save(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and JSON-able ``meta`` to one file, whole or not at all."""
@@ -30,7 +32,7 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         UserError: The file is missing, truncated or of another kind.
     """
     if not Path(path).is_file():
-        raise UserError("no such checkpoint", where=str(path), fix="run the step that writes it")
+        raise UserError("no such checkpoint", where=str(path), fix=_WRITERS)
     try:
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {}).get("meta", "{}"))

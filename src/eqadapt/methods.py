@@ -122,7 +122,9 @@ def load_plugins() -> None:
             importlib.import_module(module.strip())
         except ImportError as error:
             raise UserError(
-                f"cannot import plugin {module!r}: {error}", where="EQADAPT_PLUGINS"
+                f"cannot import plugin {module!r}: {error}",
+                where="EQADAPT_PLUGINS",
+                fix="put the folder it lies in on PYTHONPATH; what it imports must be installed",
             ) from error
 
 
@@ -135,7 +137,10 @@ def get_method(name: str) -> Method:
     if name not in METHODS:
         load_plugins()
     if name not in METHODS:
-        raise UserError(f"unknown method {name!r}", fix=f"one of: {', '.join(sorted(METHODS))}")
+        raise UserError(
+            f"unknown method {name!r}",
+            fix=f"name its module in EQADAPT_PLUGINS, or one of: {', '.join(sorted(METHODS))}",
+        )
     return METHODS[name]
 
 

@@ -16,7 +16,6 @@ import torch
 from eqadapt import checkpoint, distributed
 from eqadapt.adaptation import (
     ImageKind,
-    ImageScorer,
     build_backbone,
     build_image_scorer,
     build_model,
@@ -30,12 +29,12 @@ from eqadapt.files import atomic_path, json_dumps, sha256_file, write_json, writ
 from eqadapt.groups import RotationAction, parse_group
 from eqadapt.memory import room_for
 from eqadapt.methods import get_method
-from eqadapt.mirrored import mirrored
 from eqadapt.provenance import provenance
 from eqadapt.study import Run, Study
 from eqadapt.study_rules import is_zero_shot
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import ImagePipeline
+from eqadapt.trained import description, for_inference
 from eqadapt.training import HISTORY_COLUMNS, LabelledImages, Row, Trainer
 from eqadapt.zero_shot import write_class_vectors
 
@@ -304,7 +303,8 @@ class StudyRunner:
                 "best_epoch": result.best_epoch,
             },
         )
-        meta = {**run.as_dict(), **identity, "params_added": added}
+        described = description(recipe, data.kind)
+        meta = {**run.as_dict(), **identity, "params_added": added, **described}
         checkpoint.save(self.files.checkpoint(run), model.state_dict(), meta)
         distributed.wait()
 
@@ -337,12 +337,7 @@ class StudyRunner:
 
     def load(self, run: Run) -> Symmetrized:
         """The trained model of a run for inference, as its method says: scorers in plain layers."""
-        model = self.trained(run)
-        if isinstance(model.scorer, ImageScorer):
-            model.scorer = model.scorer.export()
-        if get_method(run.method).mirrored:
-            model = mirrored(model)
-        return model.eval()
+        return for_inference(self.trained(run), run.method)
 
     def trained(self, run: Run) -> Symmetrized:
         """The trained model of a run as it was trained, in evaluation mode.

@@ -218,7 +218,8 @@ def _described(error: Any) -> Iterator[Fault]:
         yield path, f"{found!r}", ", ".join(str(value) for value in wanted)
     elif rule == "type":
         types = [wanted] if isinstance(wanted, str) else wanted
-        yield path, f"{found!r} is of the wrong type", " or ".join(types)
+        quoted = ' (put it in quotes: "...")' if "string" in types and _is_number(found) else ""
+        yield path, f"{found!r} is of the wrong type", " or ".join(types) + quoted
     elif rule in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
         bounds = {
             "minimum": ">=",
@@ -232,8 +233,17 @@ def _described(error: Any) -> Iterator[Fault]:
         yield path, f"{found}", " and ".join(limits)
     elif rule == "pattern":
         yield path, f"{found!r}", f"text of the form {wanted}"
+    elif rule == "minItems":
+        yield path, "empty", "one at least"
+    elif rule == "uniqueItems":
+        twice = sorted({str(item) for item in found if found.count(item) > 1})
+        yield path, f"{', '.join(twice)} stands there twice", "each once"
     else:
         yield path or "the study", error.message, f"{rule} {wanted}"
+
+
+def _is_number(found: Any) -> bool:
+    return isinstance(found, (int, float)) and not isinstance(found, bool)
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
@@ -292,7 +302,7 @@ def _order(group: str) -> float:
 def _methods(config: Mapping[str, Any]) -> Iterator[Fault]:
     if not set(config["methods"]) <= set(METHODS):
         load_plugins()
-    allowed = ", ".join(METHODS)
+    allowed = ", ".join(METHODS) + "; and those of modules named in EQADAPT_PLUGINS"
     used: set[str] = set()
     flips = any(train.get("augment", {}).get("flip") for train in _training_sections(config))
     for name in config["methods"]:

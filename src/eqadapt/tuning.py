@@ -12,7 +12,7 @@ import functools
 import itertools
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -114,6 +114,12 @@ def load_search(path: Path, study: Study, trials: int | None = None) -> Search:
     """
     from jsonschema import Draft202012Validator
 
+    if not path.is_file():
+        raise UserError(
+            "nothing says what to search",
+            where=str(path),
+            fix="write one as config/tuning/digits.yaml is, or name it with --space",
+        )
     content = read_yaml(path)
     faults = [
         f"{'.'.join(map(str, error.absolute_path)) or 'the search'}: {error.message}"
@@ -217,41 +223,65 @@ class Trial:
     found: Mapping[str, Any]
 
 
-def write_trials(path: Path, trials: Iterable[Trial]) -> None:
-    """The trials as CSV; a parameter left as the study has it is empty."""
+def write_trials(
+    path: Path, trials: Iterable[Trial], others: Iterable[Mapping[str, str]] = ()
+) -> None:
+    """The trials as CSV; a parameter left as the study has it is empty.
+
+    Args:
+        path: The file.
+        trials: Those of this search.
+        others: Rows that stay as they are, see ``other_rows``.
+    """
     import io
 
-    trials = sorted(trials, key=lambda trial: (trial.number, trial.run))
-    keys = sorted({key for trial in trials for key in trial.point})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "method", *_RUN_KEYS, *keys, *_FOUND])
+    rows: list[Mapping[str, Any]] = list(others)
     for trial in trials:
-        run = [getattr(trial.run, key) for key in _RUN_KEYS]
-        values = [trial.point.get(key, "") for key in keys]
-        found = [trial.found[key] for key in _FOUND]
-        writer.writerow([trial.number, trial.run.method, *run, *values, *found])
+        run = {key: getattr(trial.run, key) for key in ("method", *_RUN_KEYS)}
+        found = {key: trial.found[key] for key in _FOUND}
+        rows.append({"trial": trial.number, **run, **trial.point, **found})
+    first = ("trial", "method", *_RUN_KEYS)
+    keys = sorted({key for row in rows for key in row} - {*first, *_FOUND})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*first, *keys, *_FOUND], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(sorted(rows, key=lambda row: (int(row["trial"]), _run_of(row))))
     write_text(path, text.getvalue())
+
+
+def other_rows(path: Path, planned: Collection[tuple[int, str]]) -> list[dict[str, str]]:
+    """Rows of an earlier search that this one does not plan, and must not lose.
+
+    Args:
+        path: The file.
+        planned: (trial, stem of the run) of this search.
+    """
+    return [
+        row for row in _rows(path) if (int(row["trial"]), _run_of(row).stem) not in set(planned)
+    ]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _run_of(row: Mapping[str, Any]) -> Run:
+    dataset, backbone, regime, method, group = (
+        str(row[key]) for key in ("dataset", "backbone", "regime", "method", "group")
+    )
+    return Run(dataset, backbone, regime, method, group, int(row["seed"]))
 
 
 def known_trials(path: Path) -> dict[tuple[int, str, str], dict[str, Any]]:
     """What an earlier search left: (trial, stem of the run, digest of its recipe) -> findings."""
-    if not path.is_file():
-        return {}
     known = {}
-    with path.open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            run = Run(
-                row["dataset"],
-                row["backbone"],
-                row["regime"],
-                row["method"],
-                row["group"],
-                int(row["seed"]),
-            )
-            found: dict[str, Any] = {key: float(row[key]) for key in _FOUND[:-1]}
-            found["config_hash"] = row["config_hash"]
-            known[int(row["trial"]), run.stem, row["config_hash"]] = found
+    for row in _rows(path):
+        found: dict[str, Any] = {key: float(row[key]) for key in _FOUND[:-1]}
+        found["config_hash"] = row["config_hash"]
+        known[int(row["trial"]), _run_of(row).stem, row["config_hash"]] = found
     return known
 
 

@@ -21,6 +21,7 @@ from eqadapt.tuning import (
     Trial,
     best_by_backbone,
     known_trials,
+    other_rows,
     with_point,
     write_choice,
     write_trials,
@@ -124,6 +125,7 @@ class Tuner:
     def _tried(self, method: str, plan: Sequence[tuple[int, Run, dict, Study]]) -> list[Trial]:
         path = self.folder / f"{method}.csv"
         known, trials, left = known_trials(path), [], []
+        others = other_rows(path, {(number, run.stem) for number, run, _, _ in plan})
         for number, run, point, study in plan:
             found = known.get((number, run.stem, study.recipe_hash(run)))
             if found is None:
@@ -133,8 +135,8 @@ class Tuner:
                 trials.append(Trial(number, run, point, found))
         for number, point, study, run in left:
             trials.append(Trial(number, run, point, self._train(number, run, study)))
-            write_trials(path, trials)
-        write_trials(path, trials)
+            write_trials(path, trials, others)
+        write_trials(path, trials, others)
         return trials
 
     def _score(self, found: dict) -> float:

@@ -221,11 +221,20 @@ def _existing(folder: str | Path, split: str) -> Path:
     path = split_path(folder, split)
     if not path.is_file():
         raise UserError(
-            f"the {split} split is not prepared",
-            where=str(path),
-            fix=f"run eqadapt download, verify and prepare for {Path(folder).name}",
+            f"the {split} split is not prepared", where=str(path), fix=_preparing(Path(folder).name)
         )
     return path
+
+
+def _preparing(name: str) -> str:
+    from eqadapt.datasets.variants import Preparation
+
+    try:
+        asked = Preparation.parse(name)
+    except UserError:  # a folder that was given by hand
+        return "prepare it there: eqadapt prepare --out"
+    flags = f"--dataset {asked.source} {asked.flags}".strip()
+    return f"run eqadapt download and verify for {asked.source}, then eqadapt prepare {flags}"
 
 
 def _unusable(path: Path, why: str) -> UserError:

@@ -1,0 +1,88 @@
+"""A trained model from its checkpoint alone: no study, no data and no other weights beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eqadapt import checkpoint
+from eqadapt.adaptation import ImageKind, ImageScorer, build_backbone, build_model
+from eqadapt.backbones import load_state
+from eqadapt.errors import UserError
+from eqadapt.methods import get_method
+from eqadapt.mirrored import mirrored
+from eqadapt.study_rules import is_zero_shot
+from eqadapt.symmetrize import Symmetrized
+
+_MODEL = "model"  # the key of the checkpoint's header
+
+
+def description(recipe: Mapping[str, Any], kind: ImageKind) -> dict[str, Any]:
+    """What a checkpoint says of the model it is of, for ``load_trained``.
+
+    Args:
+        recipe: The run's recipe.
+        kind: Channels and classes of its data.
+    """
+    backbone = {key: recipe["backbone"][key] for key in ("model", "weights", "options")}
+    return {
+        _MODEL: {
+            "backbone": backbone,
+            "image": recipe["image"],
+            "scorer": recipe["scorer"],
+            "samples": recipe["evaluate"].get("samples"),
+            "channels": kind.channels,
+            "classes": kind.classes,
+        }
+    }
+
+
+def load_trained(path: str | Path, method: str | None = None) -> Symmetrized:
+    """The model of a run for inference, on the CPU.
+
+    A method from a module in ``EQADAPT_PLUGINS`` needs that here as well.
+
+    Args:
+        path: ``results/<study>/runs/<run>/checkpoint.safetensors``.
+        method: One that is evaluated with the checkpoint of the run's method, e.g.
+            ``"prlc_mirrored"`` of ``prlc``; None: the run's method.
+
+    Returns:
+        The model in evaluation mode, its scorer in plain layers. It takes images (B, C, H, H)
+        float32 in [0, 1], H the study's ``image.size``; ``chosen`` of its output is the pose found,
+        in steps of 360 degrees over the group's order, counter-clockwise.
+
+    Raises:
+        UserError: No whole checkpoint; one of a version that did not describe its model, or of a
+            zero-shot classifier, which is more than its checkpoint; or of another method.
+    """
+    tensors, meta = checkpoint.load(path)
+    section = meta.get(_MODEL)
+    if section is None or is_zero_shot(section["backbone"]):
+        why = "of an earlier version" if section is None else "of a zero-shot classifier"
+        raise UserError(
+            f"the checkpoint is {why} and does not hold all of its model",
+            where=str(path),
+            fix="train the run again" if section is None else "use StudyRunner.load of its study",
+        )
+    found = get_method(method or meta["method"])
+    if (found.train_as or found.name) != meta["method"]:
+        raise UserError(
+            f"{found.name} is not evaluated with a checkpoint of {meta['method']}", where=str(path)
+        )
+    backbone = {**section["backbone"], "weights": "scratch"}
+    recipe = {**section, "backbone": backbone, "evaluate": {"samples": section["samples"]}}
+    kind = ImageKind(section["channels"], section["classes"])
+    model = build_model(recipe, found, meta["group"], kind, build_backbone(recipe, kind))
+    load_state(model, tensors, str(path))
+    return for_inference(model.eval(), found.name)
+
+
+def for_inference(model: Symmetrized, method: str) -> Symmetrized:
+    """A trained model as its method is evaluated: its scorer in plain layers, and mirror images."""
+    if isinstance(model.scorer, ImageScorer):
+        model.scorer = model.scorer.export()
+    if get_method(method).mirrored:
+        model = mirrored(model)
+    return model.eval()
