@@ -87,7 +87,7 @@ def unpack_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": meta["param_groups"]})
     for weight, values in optimizer.state.items():
         for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape == weight.shape:
+            if isinstance(value, Tensor) and value.ndim > 1 and value.shape == weight.shape:
                 values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
