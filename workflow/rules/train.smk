@@ -17,11 +17,11 @@ rule pretrain:
         f"{LOGS}/pretrain/{{dataset}}-{{backbone}}.log",
     benchmark:
         f"{LOGS}/pretrain/{{dataset}}-{{backbone}}.tsv"
+    # Before runs that can begin at once: others wait for it.
+    priority: 10
     conda:
         ENVIRONMENT
     threads: JOBS["threads"]
-    # Before runs that can begin at once: others wait for it.
-    priority: 10
     resources:
         gpu=JOBS["gpu"],
         mem_mb=JOBS["mem_mb"],
