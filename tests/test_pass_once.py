@@ -5,8 +5,11 @@ import torch
 from test_adaptation import SIZE, Network, adapted, images, predict
 
 from eqadapt import pass_once
+from eqadapt.adaptation import ImageScorer
 from eqadapt.evaluation import PassCounter
 from eqadapt.pass_once import PassOnce, passing_once, row_keys
+from eqadapt.scorers import build_scorer
+from eqadapt.scorers.classifier import EveryView
 from eqadapt.symmetrize import Symmetrized
 
 WHOLE = ["equitune", "lambda_equitune", "equizero", "self_canonicalizer", "weighted_frame"]
@@ -75,6 +78,28 @@ def test_views_shared_by_quarter_turns_are_passed_once(
     torch.testing.assert_close(torch.tensor(apart.score), torch.tensor(found.score))
 
 
+# The views of the quarter turns are those of one image; the scorer turns what is normalised.
+@pytest.mark.parametrize(("group", "different"), [("C4", 8), ("C8", 16)])
+def test_a_classifier_that_rates_views_sees_none_of_them_twice(group, different, monkeypatch):
+    given, data = adapted("prlc_classwise", group), images(5)
+    rater = build_scorer("classifier", given.action.group, 1, input_size=SIZE, classes=4)
+    rater.network.fc.weight.data.mul_(1000)  # no near-ties, which would be scored twice
+    scorer = ImageScorer(rater, given.backbone.mean, given.backbone.std)
+    model = Symmetrized(given.backbone, given.action, "argmax", scorer).eval()
+    model.scorer = scorer.export()
+    passed = []
+    network = next(part for part in model.scorer.modules() if isinstance(part, EveryView)).network
+    network.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
+    counted = int(group[1:]) * len(data)  # the first batch, in one pose, counts the passes
+    found = predict(model, "prlc_classwise", data, poses=8, batch=5)
+    assert sum(passed) == different * len(data) + counted
+    passed.clear()
+    monkeypatch.setattr(pass_once, "EveryView", type("Other", (), {}))
+    apart = predict(model, "prlc_classwise", data, poses=8, batch=5)
+    assert sum(passed) == 8 * counted + counted
+    assert (apart.prediction == found.prediction).all() and (apart.chosen == found.chosen).all()
+
+
 def _forgetful(forward):
     def forget_and(self, *inputs, **named):
         if isinstance(self.backbone, PassOnce):
@@ -87,7 +112,7 @@ def _forgetful(forward):
 def test_the_backbone_is_put_back_whatever_happens():
     model = adapted("equitune")
     backbone = model.backbone
-    with pytest.raises(RuntimeError), passing_once(model) as memory:
+    with pytest.raises(RuntimeError), passing_once(model) as (memory,):
         assert model.backbone is memory and memory.size == SIZE
         assert not any(module.training for module in memory.modules())
         raise RuntimeError

@@ -88,6 +88,48 @@ def test_a_missing_or_foreign_checkpoint_is_told_before_training(project, monkey
         runner.train(run)
 
 
+VANILLA = "results/first/runs/digits-resnet_small-joint-vanilla-C1-seed{seed}"
+THIRD = {
+    **FIRST,
+    "study": "third",
+    "methods": ["prlc_classwise"],
+    "scorer": {"name": "classifier", "model": "resnet_small", "input_size": 16},
+    "train": {
+        **FIRST["train"],
+        "scorer_lr": 0,
+        "scorer_start": f"{VANILLA}/checkpoint.safetensors",
+    },
+}
+
+
+def test_a_classifier_begins_as_a_backbone_and_stays_so_at_rate_zero(project, monkeypatch):
+    monkeypatch.chdir(project)
+    path = project / "third.yaml"
+    path.write_text(yaml.safe_dump(THIRD), encoding="utf-8")
+    assert main(["train", "--study", path.name]) == 0
+    third = "results/third/runs/digits-resnet_small-joint-prlc_classwise-C4-seed1"
+    vanilla, adapted = (
+        checkpoint.load(project / folder / "checkpoint.safetensors")[0]
+        for folder in (VANILLA.format(seed=1), third)
+    )
+    began = checkpoint.without_prefix("backbone.network", vanilla, ".")
+    stayed = checkpoint.without_prefix("scorer.network.outputs.network", adapted, ".")
+    assert began.keys() == stayed.keys()
+    assert all(torch.equal(began[key], stayed[key]) for key in began)
+    learnt = checkpoint.without_prefix("backbone.network", adapted, ".")
+    assert not all(torch.equal(began[key], learnt[key]) for key in began)
+
+
+def test_a_run_without_a_canonicalizer_is_no_start_for_another_scorer(project, monkeypatch):
+    monkeypatch.chdir(project)
+    study = load_study(merge(SECOND, {"train": {"scorer_start": THIRD["train"]["scorer_start"]}}))
+    files = StudyFiles(*(project / name for name in ("results/x", "scratch/x", "data/prepared")))
+    runner = StudyRunner(study, files, lambda _line: None)
+    run = next(run for run in study.trained_runs() if run.method == "prlc")
+    with pytest.raises(UserError, match="no canonicalizer"):
+        runner.train(run)
+
+
 def test_an_unknown_field_of_the_path_is_a_fault():
     with pytest.raises(UserError, match="scorer_start: unknown field"):
         load_study(merge(SECOND, {"train": {"scorer_start": "{sead}.safetensors"}}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eqadapt.adaptation import ImageScorer
 from eqadapt.errors import UserError
 from eqadapt.groups import CyclicGroup, RotationAction, rotate
 from eqadapt.scorers import SCORERS, build_scorer
@@ -28,6 +30,7 @@ SMALL = {
     "plain_cnn": {"width": 8, "input_size": 33},
     "plain_resnet": {"input_size": 33, "model_options": {"channels": (8, 8, 16, 16)}},
     "plain_wrn": {"input_size": 33, "model_options": {"channels": (8, 8, 16, 16)}},
+    "classifier": {"input_size": 33, "model_options": {"channels": (8, 8, 16, 16)}},
     "fixed_energy": {"input_size": 33},
     "moment_frame": {},
     "pca_frame": {},
@@ -109,6 +112,8 @@ def test_law_holds_at_45_degrees_up_to_resampling(name: str) -> None:
     torch.manual_seed(0)
     x = smooth_images(64, 64)
     options = SMALL[name] | ({"input_size": 65} if "input_size" in SMALL[name] else {})
+    if name == "classifier":  # that of others: as it is, it shows its network whole, crisp images
+        options |= {"mask_input": True, "half_step": True}
     scorer = settled(build_scorer(name, C8, 3, **options), x)
     assert odd_agreement(scorer, x) >= 0.9
 
@@ -279,6 +284,8 @@ def test_registry_imports_no_torch() -> None:
         ("staged_cnn", C4, {"width": 5}, "an even number"),
         ("staged_cnn", C4, {"resize": "nearest"}, "antialias, sample"),
         ("staged_cnn", C8, {}, "inner: staged_cnn"),
+        ("classifier", C4, {"network_size": 96}, "96 above input_size 33"),
+        ("classifier", C4, {"classes": 1}, "2 or more"),
         ("fixed_energy", C4, {"seed": -1}, "0 or a larger"),
         ("pca_frame", C4, {"reference_angle": "up"}, "degrees"),
         ("moment_frame", C4, {"input_size": 33}, "reference_angle"),
@@ -398,6 +405,34 @@ def test_mirrored_scores_turn_with_the_image_and_do_not_see_the_mirror(name: str
         assert not torch.allclose(scorer(x), scorer.scorer(x), atol=1e-3)
 
 
+def test_a_classifier_scores_each_view_as_it_classifies_it() -> None:
+    torch.manual_seed(0)
+    x = smooth_images(8, 96)
+    options = {"model": "cifar_resnet20", "classes": 10, "input_size": 96, "network_size": 32}
+    scorer = settled(build_scorer("classifier", C8, 3, interpolation="bicubic", **options), x)
+    views = RotationAction(C8, "bicubic").orbit(x, 32)
+    with torch.no_grad():
+        pairs = scorer.pairs(x)
+        expected = scorer.network(views.flatten(0, 1)).unflatten(0, (8, 8))
+        assert torch.allclose(pairs, expected, atol=1e-5)
+        assert torch.equal(scorer(x), pairs.logsumexp(-1))
+        assert torch.allclose(scorer.export_pairs()(x), pairs, atol=1e-5)
+
+
+def test_a_scorer_that_does_not_learn_serves_training_in_lower_precision() -> None:
+    torch.manual_seed(0)
+    x = smooth_images(16, 32).sigmoid()
+    network = settled(build_scorer("classifier", C4, 3, **SMALL["classifier"]), x)
+    network.training_dtype = torch.bfloat16
+    half = torch.full((1, 3, 1, 1), 0.5)
+    scorer = ImageScorer(network, half, half, learns=False)
+    exact, state = scorer.eval()(x), copy.deepcopy(network.state_dict())
+    lower = scorer.train()(x)
+    assert not network.training and 0 < (lower - exact).abs().max() < 0.05 * exact.abs().max()
+    assert all(torch.equal(state[key], value) for key, value in network.state_dict().items())
+    assert torch.equal(scorer.eval()(x), exact)
+
+
 def test_paired_copies_of_a_staged_network() -> None:
     torch.manual_seed(0)
     options = {"inner": "staged_cnn", "width": 4, "input_size": 32}
@@ -412,9 +447,9 @@ def test_turned_copies_of_an_enlarged_image_are_taken_at_its_own_resolution() ->
     scorer = build_scorer("paired_cnn", C8, 3, **options)
     x = smooth_images(8, 96)
     copies = scorer.prepare(x).view(2, 8, 3, 32, 32)
-    for copy, angle in zip(copies, (22.5, -22.5), strict=True):
+    for turned_copy, angle in zip(copies, (22.5, -22.5), strict=True):
         turned = rotate(x, torch.full((8,), angle), "bilinear")
-        assert torch.allclose(copy, turned[..., 1::3, 1::3], atol=1e-5)
+        assert torch.allclose(turned_copy, turned[..., 1::3, 1::3], atol=1e-5)
     error, agree = quarter_turn_error(settled(scorer, x), x, 8)
     assert error <= 1e-5 and agree == 1.0
 

@@ -24,6 +24,7 @@ from eqadapt.groups import CyclicGroup, RotationAction, parse_group
 from eqadapt.methods import Method, get_method
 from eqadapt.scorers import build_scorer
 from eqadapt.scorers.base import PoseScorer
+from eqadapt.scorers.classifier import Classifier
 from eqadapt.study_rules import is_zero_shot
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import check_sizes
@@ -68,7 +69,10 @@ class ImageScorer(nn.Module):
 
     def train(self, mode: bool = True) -> ImageScorer:
         """Training mode, unless it does not learn."""
-        return super().train(mode and self.learns)
+        super().train(mode and self.learns)
+        if isinstance(self.network, PoseScorer):
+            self.network.serves_training = mode
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Pose logits (B, K)."""
@@ -102,6 +106,34 @@ class ImageScorer(nn.Module):
         """The scores of ``pairs`` from plain convolutions, for inference."""
         network = self.network.export_pairs()  # type: ignore[operator]
         return ImageScorer(network, self.mean, self.std).eval()
+
+
+def start_scorer(scorer: nn.Module | None, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Give a scorer the trained weights that it begins with.
+
+    Args:
+        scorer: That of the model to be trained.
+        tensors: A run's checkpoint: its scorer is taken, or, for the scorer ``classifier`` and
+            where it has none, the network of its backbone.
+        where: The checkpoint's path, for messages.
+
+    Raises:
+        UserError: The checkpoint has no such weights, or those of another architecture.
+    """
+    assert isinstance(scorer, ImageScorer)
+    own = checkpoint.without_prefix("scorer", tensors, ".")
+    if own:
+        load_state(scorer, own, where)
+    elif isinstance(scorer.network, Classifier):
+        network = checkpoint.without_prefix("backbone.network", tensors, ".")
+        load_state(scorer.network.network, network, where)
+    else:
+        raise UserError(
+            "train.scorer_start names a run that has no canonicalizer",
+            where=where,
+            fix="a run of a method with one, or scorer: {name: classifier}, which begins as its "
+            "backbone",
+        )
 
 
 def build_action(recipe: Mapping[str, Any], group: str) -> RotationAction:
@@ -212,7 +244,8 @@ def build_model(
         view_scorer = build_view_scorer(str(method.scorer), backbone.feature_count)
         return Symmetrized(backbone, action, method.selection, view_scorer=view_scorer)
     network = build_image_scorer(recipe, method, action.group, kind)
-    scorer = ImageScorer(network, backbone.mean, backbone.std, method.learns)
+    learns = method.learns and recipe.get("train", {}).get("scorer_lr") != 0
+    scorer = ImageScorer(network, backbone.mean, backbone.std, learns)
     samples = recipe.get("evaluate", {}).get("samples") or method.samples
     return Symmetrized(backbone, action, method.selection, scorer, samples=samples)
 

@@ -72,9 +72,9 @@ def orbit_accuracy(
     correct = torch.zeros(order, device=images.device)
     identities = torch.zeros((), device=images.device)
     finite = torch.ones((), dtype=torch.bool, device=images.device)
-    with passing_once(model) as memory:
+    with passing_once(model) as memories:
         for rows, x in batches(images, pipeline, model.action, batch_size):
-            memory.forget()
+            memories.forget()
             for pose in range(order):
                 output = model(model.action.posed(x, pose))
                 correct[pose] += (output.logits.argmax(dim=1) == labels[rows]).sum()
@@ -167,9 +167,9 @@ def predict_orbit(
     chooses = method.scorer == "true_pose" or model.canonicalizes
     columns: dict[str, list[np.ndarray]] = {name: [] for name in _COLUMNS}
     passes = _counted_passes(model, method, poses, images[:batch_size], pipeline)
-    with passing_once(model) as memory:
+    with passing_once(model) as memories:
         for rows, x in batches(images, pipeline, poses, batch_size):
-            memory.forget()
+            memories.forget()
             for pose, angle in enumerate(poses.group.angles):
                 turned = poses.posed(x, pose)
                 if chooses:

@@ -1,8 +1,8 @@
-"""A backbone that passes no image twice, for evaluation over orbits.
+"""Networks that pass no image twice, for evaluation over orbits.
 
 The copies of an image that a method passes are, turned by a quarter, the copies that it passes of
-the turned image. That is found by comparing bytes, so that what is to be proven (invariance) is not
-assumed.
+the turned image; so are the views that a classifier rates. That is found by comparing bytes, so
+that what is to be proven (invariance) is not assumed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eqadapt.scorers.classifier import EveryView
 from eqadapt.symmetrize import Symmetrized, read_side
 
 _PRODUCTS = 2**24  # at once, so that keys take little memory
@@ -61,7 +62,7 @@ class _Seen:
 
 
 class PassOnce(nn.Module):
-    """A backbone's outputs, taken from memory for images with the bytes of earlier ones.
+    """A network's outputs, taken from memory for images with the bytes of earlier ones.
 
     Args:
         inner: Maps images (B, C, H, H) to logits, or to a tuple of features and logits where it is
@@ -117,20 +118,36 @@ def _odd_numbers(count: int, device: torch.device) -> Tensor:
     return (2 * torch.randint(-(2**62), 2**62, (count,), generator=generator) + 1).to(device)
 
 
+class Memories(list[PassOnce]):
+    """Those of several networks, a backbone's first."""
+
+    def forget(self) -> None:
+        """Free the memory: what follows is of other images."""
+        for memory in self:
+            memory.forget()
+
+
 @contextlib.contextmanager
-def passing_once(model: Symmetrized) -> Iterator[PassOnce]:
-    """A model whose backbone passes no image twice, for as long as it lasts.
+def passing_once(model: Symmetrized) -> Iterator[Memories]:
+    """A model whose networks pass no image twice: its backbone, and classifiers that rate views.
 
     Args:
-        model: In evaluation mode.
+        model: In evaluation mode. It is as it was when this ends.
 
     Yields:
-        The memory in its backbone's place; ``forget`` it where other images begin.
+        The memories in their places; ``forget`` them where other images begin.
     """
-    backbone = model.backbone
-    memory = PassOnce(backbone).train(model.training)
-    model.backbone = memory
+    places: list[tuple[nn.Module, str]] = [(model, "backbone")]
+    if model.scorer is not None:
+        raters = (part for part in model.scorer.modules() if isinstance(part, EveryView))
+        places += [(rater, "network") for rater in raters]
+    memories = Memories()
+    for owner, name in places:
+        inner = getattr(owner, name)
+        memories.append(PassOnce(inner).train(inner.training))
+        setattr(owner, name, memories[-1])
     try:
-        yield memory
+        yield memories
     finally:
-        model.backbone = backbone
+        for (owner, name), memory in zip(places, memories, strict=True):
+            setattr(owner, name, memory.inner)

@@ -20,6 +20,7 @@ from eqadapt.adaptation import (
     build_image_scorer,
     build_model,
     choose_device,
+    start_scorer,
 )
 from eqadapt.backbones import Backbone, count_parameters, load_state
 from eqadapt.datasets import prepared
@@ -239,9 +240,7 @@ class StudyRunner:
         start = self.study.scorer_start(run) if "scorer_start" in recipe["train"] else None
         if start is not None:
             tensors, _ = checkpoint.load(start)
-            scorer = checkpoint.without_prefix("scorer", tensors, ".")
-            assert model.scorer is not None
-            load_state(model.scorer, scorer, str(start))
+            start_scorer(model.scorer, tensors, str(start))
             identity = [*identity, sha256_file(start)]
         return Trainer(
             model,

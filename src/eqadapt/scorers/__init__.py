@@ -112,6 +112,12 @@ SCORERS: dict[str, ScorerSpec] = {
         "OptC with a ResNet of twice the width.",
         _PLAIN_NETWORK,
     ),
+    "classifier": ScorerSpec(
+        "eqadapt.scorers.classifier",
+        "Classifier",
+        "Any classifier, on all views; its own energies are the scores.",
+        (_PLAIN_NETWORK - {"form", "dim", "logit_scale"}) | {"classes", "network_size"},
+    ),
     "fixed_energy": ScorerSpec(
         "eqadapt.scorers.views",
         "FixedEnergy",

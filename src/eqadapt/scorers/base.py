@@ -30,6 +30,8 @@ class PoseScorer(nn.Module, ABC):
     Attributes:
         training_dtype: What the network computes in while it is trained, under autocast; None is
             float32. Evaluation is in float32 always.
+        serves_training: The model that it is a part of is being trained, though maybe not itself:
+            it computes in ``training_dtype`` then, too.
     """
 
     prepare: nn.Module
@@ -41,6 +43,7 @@ class PoseScorer(nn.Module, ABC):
         self.group = group
         self.in_channels = in_channels
         self.training_dtype: torch.dtype | None = None
+        self.serves_training = False
 
     @property
     def num_parameters(self) -> int:
@@ -72,7 +75,7 @@ class PoseScorer(nn.Module, ABC):
         device = x.device.type
         with torch.autocast(device, enabled=False):
             prepared = self.prepare(x.float())
-        lower = self.training_dtype if self.training else None
+        lower = self.training_dtype if self.training or self.serves_training else None
         with torch.autocast(device, lower or torch.bfloat16, enabled=lower is not None):
             return network(prepared)
 
