@@ -6,8 +6,16 @@ import pytest
 import yaml
 
 from eqadapt.cli import main
+from eqadapt.errors import UserError
 from eqadapt.study import load_study
-from eqadapt.transfer import COLUMNS, canonicalizers
+from eqadapt.transfer import (
+    COLUMNS,
+    Transfer,
+    canonicalizers,
+    read_transfers,
+    with_rows,
+    write_transfers,
+)
 
 STUDY = {
     "study": "two",
@@ -37,6 +45,29 @@ def test_only_networks_that_look_at_the_input_are_transferred():
     methods = ["vanilla", "prlc", "oracle", "equitune", "lps", "lc", "rotation_augmentation"]
     study = load_study({**STUDY, "methods": methods})
     assert {run.method for run in canonicalizers(study.runs())} == {"prlc", "lc"}
+
+
+def row_of(seed, pose_acc):
+    return Transfer("a", "b", "resnet_small", "joint", "prlc", "C4", seed, pose_acc, 0.5, 1 / 3, 40)
+
+
+def test_rows_of_other_runs_are_kept(tmp_path):
+    path = tmp_path / "transfer.csv"
+    assert read_transfers(path) == []
+    write_transfers(path, [row_of(0, 0.25), row_of(1, 0.5)])
+    written = path.read_bytes()
+    write_transfers(path, with_rows(read_transfers(path), [row_of(1, 0.75)]))
+    assert [row.pose_acc for row in read_transfers(path)] == [0.25, 0.75]
+    write_transfers(path, with_rows(read_transfers(path), [row_of(1, 0.5)]))
+    assert path.read_bytes() == written
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", f"{','.join(COLUMNS)}\na,b\n"])
+def test_a_table_of_another_form_is_not_overwritten_by_a_part(tmp_path, text):
+    path = tmp_path / "transfer.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="without filters"):
+        read_transfers(path)
 
 
 @pytest.mark.slow
@@ -71,6 +102,10 @@ def test_transfer_measures_what_predictions_say(tmp_path, monkeypatch, capsys):
              if r["group"] == "C4"}  # fmt: skip
     # What was trained goes on working on other images of the same kind; what was not, does not.
     assert found["digits", "digits_held"] > 0.5 > found["digits_held", "digits"]
+
+    assert main(["transfer", *study, *wanted, "--to", "digits", "--group", "C4"]) == 0
+    with (tmp_path / "results/two/transfer.csv").open(encoding="utf-8") as stream:
+        assert list(csv.DictReader(stream)) == rows  # measured again, the others kept
 
     capsys.readouterr()
     assert main(["transfer", *study, *wanted, "--to", "mnist"]) == 2

@@ -192,9 +192,9 @@ class Trainer:
         self.network: Callable[..., Any] = model
         if self.train_options["compile"]:
             self.network = torch.compile(model)
-        self.objective: distributed.Objective = self._loss
-        if self.optimizer is not None:
-            self.objective = distributed.averaged(self._loss, model)
+        self.averaged: distributed.Objective | None = None
+        if self.optimizer is not None and distributed.size() > 1:
+            self.averaged = distributed.averaged(self._loss, model)
         self.number = 0  # of the step in its epoch
         self.share = 0.0  # of all steps that are behind
 
@@ -284,7 +284,8 @@ class Trainer:
         return row | (self._validate() if self._is_due(epoch, epochs) else {})
 
     def _step(self, rows: Tensor) -> Tensor:
-        loss, parts = self.objective(rows)
+        # Not kept where there is one process: a trainer that holds its own method is freed late.
+        loss, parts = (self.averaged or self._loss)(rows)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.train_options["grad_clip"]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 
@@ -52,6 +53,7 @@ class Transfer:
 
 
 COLUMNS = tuple(field.name for field in fields(Transfer))
+_IDENTITY = COLUMNS.index("pose_acc")  # columns before it name the row
 
 
 def canonicalizers(runs: Iterable[Run]) -> list[Run]:
@@ -109,6 +111,35 @@ def measure(runner: StudyRunner, run: Run, model: Symmetrized, target: str) -> T
         identity_rate=shares[0],
         n_test=len(images),
     )
+
+
+def read_transfers(path: Path) -> list[Transfer]:
+    """The rows of ``transfer.csv``; none where there is no such file.
+
+    Raises:
+        UserError: It is of another form.
+    """
+    if not path.is_file():
+        return []
+    kinds = get_type_hints(Transfer)
+    with path.open(encoding="utf-8", newline="") as file:
+        try:
+            return [
+                Transfer(**{name: kinds[name](value) for name, value in row.items()})
+                for row in csv.DictReader(file, strict=True)
+            ]
+        except (csv.Error, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"not the table that `eqadapt transfer` writes: {error}",
+                where=str(path),
+                fix="delete it and run `eqadapt transfer` without filters",
+            ) from error
+
+
+def with_rows(before: Iterable[Transfer], found: Iterable[Transfer]) -> list[Transfer]:
+    """Those found, and those of before that are of other runs or data sets."""
+    rows = {astuple(row)[:_IDENTITY]: row for row in [*before, *found]}
+    return list(rows.values())
 
 
 def write_transfers(path: Path, found: Iterable[Transfer]) -> None:

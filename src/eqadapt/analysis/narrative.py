@@ -134,12 +134,16 @@ def result_sentences(
 ) -> list[str]:
     """The findings in two or three sentences."""
     regime, group = results.layout["regimes"][0], results.groups[-1]
-    cells = results.cells(regime, group)[:MOST_CELLS]
+    every = results.cells(regime, group)
+    cells = every[:MOST_CELLS]
     frame = main_frame(results, published, cells, group)
     table = frame[frame["mean_percent"].notna()].set_index(
         ["dataset", "backbone", "method", "metric"]
     )["mean_percent"]
-    found = [_collapse(table, cells, group), _repair(table, cells, group), _verdicts(claims)]
+    found = [_collapse(table, cells, group), _repair(table, cells, group)]
+    if len(cells) < len(every) and any(found):
+        found.append(f"These are {len(cells)} of {len(every)} networks; the tables have all.")
+    found.append(_verdicts(claims))
     return [sentence for sentence in found if sentence]
 
 

@@ -24,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write ``transfer.csv``: every canonicalizer on every data set, its own among them."""
+    """Write ``transfer.csv``: every canonicalizer on every data set, its own among them.
+
+    With filters, rows that they leave out stay as they are.
+    """
     from eqadapt.errors import UserError
     from eqadapt.study import load_study
 
@@ -36,19 +39,26 @@ def run(args: argparse.Namespace) -> None:
         )
     from eqadapt.analysis import outputs
     from eqadapt.runs import select_runs
-    from eqadapt.transfer import canonicalizers, transfers, write_transfers
+    from eqadapt.transfer import (
+        canonicalizers,
+        read_transfers,
+        transfers,
+        with_rows,
+        write_transfers,
+    )
 
     runner = make_runner(args)
     runs = canonicalizers(select_runs(runner.study.trained_runs(), **run_filters(args)))
     if not runs:
         raise UserError("none of these runs trains a canonicalizer", fix="e.g. --method prlc")
-    found = []
+    path, found = runner.files.results / outputs.TRANSFER, []
+    filtered = args.to is not None or any(v is not None for v in run_filters(args).values())
+    before = read_transfers(path) if filtered else []
     for row in transfers(runner, runs, args.to or there):
         runner.say(
             f"{row.method} {row.group} seed {row.seed}: {row.trained_on} -> {row.tested_on}  "
             f"pose accuracy {100 * row.pose_acc:.2f}"
         )
         found.append(row)
-    path = runner.files.results / outputs.TRANSFER
-    write_transfers(path, found)
+    write_transfers(path, with_rows(before, found))
     print(path)
