@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from analysis_fixtures import BEHAVIOURS, Behaviour, StudySpec, make_study
 from PIL import Image
 
@@ -19,8 +21,10 @@ from eqadapt.analysis.figures.style import save, themed
 from eqadapt.analysis.results import open_results
 from eqadapt.cli import main
 from eqadapt.errors import UserError
+from eqadapt.study import load_study, merge
 
-PUBLISHED = Path(__file__).parents[1] / "config" / "published.yaml"
+CONFIG = Path(__file__).parents[1] / "config"
+PUBLISHED = CONFIG / "published.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +173,32 @@ def test_a_reduced_study_is_labelled_and_text_is_escaped(page):
 
 def test_a_method_nobody_listed_is_explained(page):
     assert "My new idea" in page and "The method registered as my_new_idea." in page
+
+
+def test_what_a_study_lacks_is_told_wherever_it_is_written(tmp_path, capsys):
+    spec = StudySpec(
+        images=40,
+        seeds=(0, 1),
+        groups=("C8",),
+        backbones=("cnn",),
+        behaviours={k: BEHAVIOURS[k] for k in ("vanilla", "prlc")},
+        galleries=True,
+    )
+    folder = make_study(tmp_path / "digits", spec)
+    network = {"model": "resnet10t", "weights": "scratch"}
+    planned = merge(
+        yaml.safe_load((CONFIG / "digits.yaml").read_text(encoding="utf-8")),
+        {"groups": ["C8"], "methods": ["vanilla", "prlc"], "seeds": [0, 1, 2]},
+    )
+    study = load_study({**planned, "backbones": {"cnn": network}})
+    (folder / "study.yaml").write_text(study.to_yaml(), encoding="utf-8")
+    said = "2 of the study's runs, digits-cnn-joint-vanilla-C1-seed2 the first"
+    for verb in ("metrics", "claims", "figures", "report"):
+        published = ["--published", str(PUBLISHED)] if verb in ("claims", "report") else []
+        capsys.readouterr()
+        assert main([verb, "--results", str(folder), *published]) == 0
+        assert (said in capsys.readouterr().err) == (verb in ("metrics", "claims"))
+    assert said in html.unescape((folder / "report.html").read_text(encoding="utf-8"))
 
 
 def test_a_study_that_is_not_reduced_is_not_labelled(tmp_path, study):

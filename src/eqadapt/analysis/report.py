@@ -111,6 +111,7 @@ def page(results: Results, published: Published, command: str) -> dict[str, Any]
         "study": results.name,
         "reduced": results.reduced,
         "reduced_note": results.words("reduced_note"),
+        "incomplete": results.missing_words,
         "title": listed_title(results),
         "scope": narrative.scope_sentences(results, published),
         "methodology": narrative.method_sentences(results),

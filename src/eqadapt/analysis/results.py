@@ -88,6 +88,21 @@ class Results:
         present = {predictions.stem for predictions in self.predictions}
         return [run.stem for run in runs if run.stem not in present]
 
+    def tell_missing(self) -> None:
+        """Say on the error stream which of the study's runs what is written does without."""
+        if self.missing:
+            print(f"not in it: {self.missing_words}", file=sys.stderr)
+
+    @property
+    def missing_words(self) -> str:
+        """How many runs have no predictions, and what makes them; empty where none is missing."""
+        if not self.missing:
+            return ""
+        return (
+            f"{len(self.missing)} of the study's runs, {self.missing[0]} the first, for want of "
+            "predictions; `eqadapt train` and `eqadapt predict` make them"
+        )
+
     @cached_property
     def latencies(self) -> dict[tuple[str, str, str, str], float]:
         """Measured time an image over vanilla's, by data set, backbone, group and method."""

@@ -28,8 +28,10 @@ def run(args: argparse.Namespace) -> None:
     from eqadapt.analysis.results import open_results
     from eqadapt.files import write_json
 
-    document = claims_document(open_results(args.results), load_published(args.published))
+    results = open_results(args.results)
+    document = claims_document(results, load_published(args.published))
     write_json(args.out or args.results / outputs.CLAIMS, document)
     for claim in document["claims"]:
         note = f" ({claim['reason']})" if claim["reason"] else ""
         print(f"{claim['id']:>4}  {claim['verdict']}{note}")
+    results.tell_missing()

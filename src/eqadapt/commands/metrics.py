@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 HELP = "compute metrics.csv from a study's prediction files"
@@ -37,9 +36,4 @@ def run(args: argparse.Namespace) -> None:
     out = args.out or args.results / outputs.METRICS
     write_csv(frame, out)
     print(f"{out}: {len(frame)} rows from {len(results.predictions)} prediction files")
-    if results.missing:
-        print(
-            f"not in it, for want of predictions: {len(results.missing)} of the study's runs, "
-            f"{results.missing[0]} the first; `eqadapt train` and `eqadapt predict` make them",
-            file=sys.stderr,
-        )
+    results.tell_missing()
