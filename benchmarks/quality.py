@@ -128,7 +128,7 @@ class Bench:
 
     def __init__(self, context: Context) -> None:
         self.context, self.device = context, context.device
-        count = 8 if context.quick else 512 if self.device.type == "cuda" else 128
+        count = 8 if context.quick else 512 if self.device.type == "cuda" else 256
         try:
             folder = context.root / "data/prepared/cifar10"
             train = prepared.load(folder, "train", 512 if context.quick else None)
