@@ -50,7 +50,7 @@ def _side(context: Context, order: int, side: int) -> Measured:
             "same": partial(same, x),
             "default": partial(model.canonicalize, x),
         }
-        if order == 8 and side == 32 and batch == 16:
+        if order == 8 and side == 32 and batch == 16 and context.fast_bfloat16:
             sides["bf16"] = partial(_in_bf16, same, x)
         found = context.compare(sides, None if batch < 128 else _effort(context))
         setting = f"C{order}, {side} px, batch {batch}"
