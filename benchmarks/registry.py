@@ -43,24 +43,9 @@ class Context:
 
     @property
     def device_label(self) -> str:
-        """The name in the column ``device``; of a processor with what its vectors are.
-
-        Processors that only say "AMD EPYC" of themselves can have AVX2 or AVX512, and their rows
-        must not stand in one table.
-        """
+        """The name in the column ``device``."""
         name = device_name(self.device)
-        if self.device.type == "cuda":
-            return name
-        return f"{name} ({torch.backends.cpu.get_cpu_capability()}), {self.threads} threads"
-
-    @property
-    def fast_bfloat16(self) -> bool:
-        """Whether convolutions in bfloat16 are vectorised here.
-
-        On a processor without AVX512 oneDNN has none, and torch's own take minutes for a batch.
-        """
-        vectors = torch.backends.cpu.get_cpu_capability()
-        return self.device.type == "cuda" or vectors not in ("DEFAULT", "AVX2")
+        return name if self.device.type == "cuda" else f"{name}, {self.threads} threads"
 
     @property
     def effort(self) -> Effort:

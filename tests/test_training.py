@@ -382,3 +382,14 @@ def test_validating_more_rarely_changes_nothing_but_what_is_known():
     assert [row["epoch"] for row in some_rows if "val_acc" in row] == [1, 3, 4]
     for a, b in zip(every_row, some_rows, strict=True):
         assert {**a, **b, "seconds": 0} == {**a, "seconds": 0}
+
+
+@pytest.mark.parametrize("setting", ["amp", "scorer_amp"])
+def test_bfloat16_changes_a_run_only_on_a_processor_that_is_fast_in_it(monkeypatch, setting):
+    def after(vectors, value):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)
+        return weights_after(make_trainer("prlc_classwise", epochs=1, **{setting: value}))
+
+    plain = after("AVX2", "none")
+    assert same(after("AVX2", "bf16"), plain)
+    assert not same(after("AVX512", "bf16"), plain)

@@ -18,6 +18,7 @@ from benchmarks.peers import (
 from benchmarks.registry import Context, Measured, largest_difference, measure
 from benchmarks.timing import Effort
 from eqadapt.groups import CyclicGroup, RotationAction
+from eqadapt.precision import is_fast_in_bfloat16
 
 SAME, DEFAULT = "canonicalize_same_weights", "canonicalize_default"
 
@@ -50,7 +51,7 @@ def _side(context: Context, order: int, side: int) -> Measured:
             "same": partial(same, x),
             "default": partial(model.canonicalize, x),
         }
-        if order == 8 and side == 32 and batch == 16 and context.fast_bfloat16:
+        if order == 8 and side == 32 and batch == 16 and is_fast_in_bfloat16(context.device):
             sides["bf16"] = partial(_in_bf16, same, x)
         found = context.compare(sides, None if batch < 128 else _effort(context))
         setting = f"C{order}, {side} px, batch {batch}"

@@ -48,12 +48,15 @@ def lock_sha256(folder: str | Path = ".") -> str:
 
 
 def device_name(device: torch.device | str = "cpu") -> str:
-    """The GPU's name, or the processor's."""
-    if str(device).startswith("cuda"):
-        import torch
+    """The GPU's name, or the processor's with what its vectors are: ``"AMD EPYC (AVX2)"``.
 
+    Processors of one name can differ in them, and with them in speed and in the last bits of sums.
+    """
+    import torch
+
+    if str(device).startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    return processor_name()
+    return f"{processor_name()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 @functools.cache

@@ -29,6 +29,7 @@ from eqadapt.losses import classwise_prior_loss, prior_loss
 from eqadapt.memory import room_for
 from eqadapt.methods import Method
 from eqadapt.optimizers import build_optimizer
+from eqadapt.precision import lower_precision
 from eqadapt.scorers.base import PoseScorer
 from eqadapt.scorers.plain_cnn import contrast
 from eqadapt.symmetrize import Output, Symmetrized
@@ -123,8 +124,8 @@ def prior_factor(share: float, schedule: str) -> float:
     return {"constant": 1.0, "rising": share, "falling": 1.0 - share}[schedule]
 
 
-def _train_scorer_in(dtype: torch.dtype, model: Symmetrized) -> None:
-    """Let a scorer of images compute in ``dtype`` while it is trained."""
+def _train_scorer_in(dtype: torch.dtype | None, model: Symmetrized) -> None:
+    """Let a scorer of images compute in ``dtype`` while it is trained; None: float32."""
     if isinstance(model.scorer, ImageScorer) and isinstance(model.scorer.network, PoseScorer):
         model.scorer.network.training_dtype = dtype
 
@@ -180,8 +181,10 @@ class Trainer:
         self.teacher: nn.Module | None = None
         if frozen:
             model.backbone.requires_grad_(False)
-        if self.train_options.get("scorer_amp", "none") == "bf16":
-            _train_scorer_in(torch.bfloat16, model)
+        self.lower = lower_precision(self.train_options["amp"], self.device)
+        _train_scorer_in(
+            lower_precision(self.train_options.get("scorer_amp", "none"), self.device), model
+        )
         if self.train_options["channels_last"]:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.train_options.get("teacher_weight", 0.0):
@@ -421,9 +424,9 @@ class Trainer:
         return self.train_options["contrast_weight"] * contrast(scored.vectors)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.train_options["amp"] == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
+        if self.lower is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.lower)
 
     def _validate(self) -> Row:
         distributed.share_buffers(self.model)
