@@ -193,17 +193,30 @@ def test_a_network_that_knows_the_classes_is_no_zero_shot_one(tmp_path):
     study = make_study(tmp_path, spec)
     path = study / "study.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for weights, counted in (("file", [True, True]), ("prototypes", [False, True])):
+    for model, counted in (("resnet10t", [True, True]), ("open_clip:RN50", [False, True])):
         config["backbones"] = {
-            "one": {"model": "resnet10t", "weights": "file"},
-            "other": {"model": "resnet10t", "weights": weights},
+            "one": {"model": "resnet10t", "weights": "prototypes"},  # means of labelled images
+            "other": {"model": model, "weights": "pretrained"},
         }
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         entry = judge(CLAIMS["K10"], open_results(study), load_published(PUBLISHED))
-        assert entry["verdict"] == "reproduced" and entry["in_scope"] == (weights != "file")
+        assert entry["verdict"] == "reproduced" and entry["in_scope"] == (model != "resnet10t")
         assert [cell["counted"] for cell in entry["cells"]] == counted
         assert "not a zero-shot one" in entry["cells"][0]["scope"]
-        assert ("zero-shot" in entry["cells"][1]["scope"]) == (weights == "file")
+        assert ("zero-shot" in entry["cells"][1]["scope"]) == (model == "resnet10t")
+
+
+def test_test_time_methods_cannot_show_that_they_are_invariant(tmp_path):
+    """Their outputs for turned images are permuted, so that equality is no finding."""
+    spec = StudySpec(images=60, behaviours=HOLDS, groups=("C4",), poses=8)
+    study = make_study(tmp_path, spec)
+    before = judge(CLAIMS["K6"], open_results(study), load_published(PUBLISHED))
+    assert before["verdict"] == "reproduced"
+    path = study / "study.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path.write_text(yaml.safe_dump(config | {"test_time": {"folder": "config/methods"}}))
+    after = judge(CLAIMS["K6"], open_results(study), load_published(PUBLISHED))
+    assert after["verdict"] == "not run" and "another order" in after["reason"]
 
 
 def test_an_entry_of_data_is_what_its_source_is(tmp_path):
@@ -344,6 +357,16 @@ def test_transfer_is_judged_by_pose_accuracy(tmp_path, loss, verdict):
         assert check["clear"]
     view = claim_view(entry)
     assert view["tally"] == f"{2 * (loss > 10)} of 2" and "CIFAR-10" in view["rows"][0]["text"]
+
+
+def test_transfer_is_no_matter_of_methods_that_learn_no_pose(tmp_path):
+    """A closed form finds as many poses whatever it was trained on."""
+    study = transfer_study(tmp_path, 14)
+    rows = pd.read_csv(study / "transfer.csv")
+    same = rows.assign(method="pca_frame", pose_acc=0.8)
+    pd.concat([rows, same]).to_csv(study / "transfer.csv", index=False)
+    entry = judge(CLAIMS["K15"], open_results(study), load_published(PUBLISHED))
+    assert entry["verdict"] == "reproduced" and entry["cells_counted"] == 2
 
 
 def test_transfer_without_another_data_set_or_seed_is_not_run(tmp_path):

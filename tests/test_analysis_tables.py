@@ -14,7 +14,7 @@ from eqadapt.analysis import formatting as f
 from eqadapt.analysis import labels, outputs
 from eqadapt.analysis.published import load_published
 from eqadapt.analysis.results import open_results
-from eqadapt.analysis.tables import main_table, published_grid
+from eqadapt.analysis.tables import diagnostics_table, main_table, published_grid
 from eqadapt.cli import main
 from eqadapt.errors import UserError
 
@@ -80,6 +80,39 @@ def test_published_cells_that_were_not_run_have_no_number_of_ours(study):
     row = frame[(frame.dataset == "cifar100") & (frame.method == "lc") & (frame.metric == "acc")]
     assert row["mean_percent"].tolist() == ["", ""]
     assert [float(value) for value in row["published_percent"]] == [78.6, 80.86]
+
+
+def test_rotated_mnist_has_its_published_figures():
+    """Models of the paper as networks, methods and groups of ours; none in place of another."""
+    published = load_published(PUBLISHED)
+
+    def acc(backbone, group, method):
+        figure = published.find("rotated_mnist", backbone, group, method, "acc")
+        return figure.value if figure else None
+
+    assert acc("mnist_cnn", "C4", "lc") == 97.59 and acc("mnist_cnn", "C64", "lc") == 98.01
+    assert acc("mnist_cnn", "C16", "lc") is None
+    assert acc("mnist_cnn", "C4", "frozen_canonicalizer") == 96.09
+    for group in ("C4", "C16"):  # of no group
+        assert acc("mnist_cnn", group, "pca_frame") == acc("mnist_cnn", group, "optimised") == 96.65
+        assert acc("mnist_cnn", group, "vanilla") == 95.10 != acc("mnist_gcnn", group, "vanilla")
+    assert published.find("rotated_mnist", "mnist_cnn", "C4", "lc", "cn_avg") is None
+    # Studies of other data do not list what has no average over the group.
+    assert all(dataset != "rotated_mnist" for dataset, _ in published.cells("C4"))
+
+
+def test_copies_of_one_run_have_no_interval_over_seeds(tmp_path):
+    spec = StudySpec(images=40, poses=8, groups=("C8",), backbones=("one",))
+    folder = make_study(tmp_path, spec)
+    assert main(["metrics", "--results", str(folder)]) == 0
+    metrics = pd.read_csv(folder / "metrics.csv")
+    same = metrics["method"] == "vanilla"
+    own = [name for name in metrics if name not in ("run", "seed")]
+    metrics.loc[same, own] = metrics.loc[same, own].iloc[:1].values
+    metrics.to_csv(folder / "metrics.csv", index=False)
+    table = diagnostics_table(open_results(folder), load_published(PUBLISHED), "joint", "C8")
+    ends = table.frame.set_index("method")[["worst_pose_acc_low", "worst_pose_acc_high"]]
+    assert ends.loc["vanilla"].isna().all() and ends.loc["prlc"].notna().all()
 
 
 def test_published_figures_are_no_measure_of_a_frozen_network(tmp_path):

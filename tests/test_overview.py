@@ -83,6 +83,25 @@ def test_a_verdict_that_other_seeds_could_change_says_so(page):
     assert "[one](one/claims.json)\\* 1/1 (" not in page
 
 
+def test_the_parts_of_one_experiment_are_not_counted_as_several(results, page, tmp_path):
+    """Save for what they say of the canonicalizer's size."""
+    folder = shutil.copytree(results, tmp_path / "results")
+    study = folder / "two" / "study.yaml"
+    study.write_text(study.read_text(encoding="utf-8") + "ablation: true\n", encoding="utf-8")
+    claims = json.loads((folder / "two" / "claims.json").read_text(encoding="utf-8"))
+    for claim in claims["claims"]:
+        if claim["id"] == "K8":
+            claim.update(verdict="reproduced", cells_reproduced=1, cells_counted=1)
+    (folder / "two" / "claims.json").write_text(json.dumps(claims), encoding="utf-8")
+    assert main(["overview", "--results", str(folder)]) == 0
+    changed = rows((folder / "README.md").read_text(encoding="utf-8"))
+    before = rows(page)
+    assert "[two](two/claims.json) 1/1" in changed["K8"][1]
+    assert "[two]" in before["K1"][2] and "[two]" not in "".join(changed["K1"])
+    assert changed["K1"][1] == before["K1"][1]  # the other study counts as before
+    assert "[two](two/study.yaml)" in changed
+
+
 def test_every_finished_study_has_a_row_and_its_links_lead_somewhere(results, page):
     assert "unfinished/" not in page and "benchmarks/" not in page
     title, data, networks, groups, methods, seeds, *_ = rows(page)["[two](two/study.yaml)"]

@@ -221,7 +221,7 @@ register(
     Method(
         name="optc",
         summary="OptC: any plain network embeds every view; the pose whose vector is closest to a "
-        "fixed one wins. With the prior.",
+        "fixed one wins. With the prior; without its paper's artifact loss, which is zero for C4.",
         paper="panigrahi2024",
         scorer="image",
         network="plain_cnn",
@@ -340,7 +340,7 @@ register(
     Method(
         name="lambda_equitune",
         summary="A mean over all views with weights that a small network reads off the backbone's "
-        "features.",
+        "features; both are trained together, where the paper trains the weights first.",
         paper="basu2023lambda",
         scorer="lambda",
         selection="softmax",

@@ -102,8 +102,8 @@ class Claim:
         datasets: Those the paper claims it for; empty when it is not about particular data.
             Cells on other data are judged too and marked, and count only when there is no cell on
             the claim's own.
-        zero_shot: It is about networks that were never trained on the classes; cells with others
-            are judged and marked as those on other data.
+        zero_shot: It is about networks that know the classes by their names alone; cells with
+            others are judged and marked as those on other data.
         regimes: Training regimes it is about.
         variants: Methods of ours that the same rule is also applied to in place of ``prlc``;
             they are reported and never count towards the verdict.
@@ -147,7 +147,7 @@ class Claim:
 
         Args:
             dataset: The cell's, by its source.
-            zero_shot: Whether the cell's network was never trained on the classes.
+            zero_shot: Whether the cell's network knows the classes by their names alone.
         """
         return (not self.datasets or dataset in self.datasets) and zero_shot >= self.zero_shot
 
@@ -161,7 +161,7 @@ class Claim:
             paper = " and ".join(dataset_label(name) for name in self.datasets)
             words = f"another data set than the paper's ({paper})"
         if self.zero_shot and not zero_shot:
-            words += "; a network trained on these classes, not a zero-shot one"
+            words += "; a network that has seen labelled images of these classes, not a zero-shot one"
         return f"{words}; reduced study" if reduced else words
 
 

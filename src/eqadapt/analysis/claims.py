@@ -25,7 +25,7 @@ from eqadapt.analysis.results import Results
 from eqadapt.analysis.size_claim import judge_sizes
 from eqadapt.analysis.transfer_claim import judge_transfers
 from eqadapt.errors import UserError
-from eqadapt.study_rules import is_zero_shot
+from eqadapt.study_rules import OPEN_CLIP
 
 CLOSED = 1.0
 COLLAPSE = 20.0
@@ -304,7 +304,7 @@ def _judge_transfer(claim: Claim, results: Results) -> dict[str, Any]:
     }
     if results.transfers is None:
         return entry | _not_run("needs a study of several data sets with `transfer: true`")
-    cells = judge_transfers(claim, results.transfers, results.reduced)
+    cells = judge_transfers(claim, results.transfers, results.reduced, "prlc")
     own = f"no canonicalizers for {claim.group} that were tested on another data set as well"
     return entry | _overall(cells, own) | {"variants": []}
 
@@ -321,7 +321,7 @@ def _judge_cells(claim: Claim, results: Results) -> list[dict[str, Any]]:
             "in_scope": claim.covers(dataset, zero_shot),
             "scope": claim.scope(dataset, results.reduced, zero_shot),
         }
-        found = judge_cell(claim, cell.group, _methods(claim, cell, results))
+        found = _found(claim, cell, results)
         judged.append({**cell._asdict(), **scope, **found})
     own = any(entry["in_scope"] and entry["verdict"] != "not run" for entry in judged)
     for entry in judged:
@@ -329,9 +329,19 @@ def _judge_cells(claim: Claim, results: Results) -> list[dict[str, Any]]:
     return judged
 
 
+def _found(claim: Claim, cell: Cell, results: Results) -> dict[str, Any]:
+    """The verdict of a cell, where its predictions can speak of the claim."""
+    if results.test_time and any(check.rule == "invariant" for check in claim.checks):
+        # Test-time methods see each image once: its turned copies are its views in another order.
+        reason = "outputs for turned images are those for upright ones, put in another order"
+        return {"verdict": "not run", "reason": reason, "checks": []}
+    return judge_cell(claim, cell.group, _methods(claim, cell, results))
+
+
 def _is_zero_shot(results: Results, backbone: str) -> bool:
-    options = results.entry("backbones", backbone)
-    return is_zero_shot({"model": backbone, "weights": "", **options})
+    """Whether a network knows classes by words alone; class means are of labelled images."""
+    model = results.entry("backbones", backbone).get("model") or backbone
+    return str(model).startswith(OPEN_CLIP)
 
 
 def _methods(claim: Claim, cell: Cell, results: Results) -> dict[str, Any]:

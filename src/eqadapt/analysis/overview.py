@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from eqadapt.analysis import outputs
-from eqadapt.analysis.claims import cells_within_noise
+from eqadapt.analysis.claims import CLAIMS, cells_within_noise
 from eqadapt.analysis.formatting import DASH, Column, Grid, Text, to_markdown
 from eqadapt.analysis.labels import backbone_label, dataset_label
 from eqadapt.analysis.results import Results
@@ -33,8 +33,10 @@ _STUDY_HEADINGS = (
 _ABOUT_CLAIMS = (
     "After a study's name: in how many of the cells that count for its verdict, each an entry of "
     "data and one of networks, the claim was reproduced; it counts as reproduced where it was in "
-    "all of them. Within noise: in some or all of the cells an interval over seeds reaches past "
-    "the claim's bound, so that other seeds could say otherwise. "
+    "all of them. Within noise: in some or all of the cells an interval over seeds, or over images "
+    "where nothing differs between seeds, reaches past the claim's bound, so that others could say "
+    "otherwise. Studies that change one experiment in one thing after another are not counted, save "
+    "for what they say of the canonicalizer's size. "
     "Studies marked * call themselves reduced. Most are on other data or networks than the "
     "papers': reports say so beside each verdict, and `claims.json` has its rule, numbers and "
     "tests."
@@ -97,7 +99,8 @@ def _claim_rows(studies: Sequence[Results]) -> list[list[Text]]:
         text = (study.folder / outputs.CLAIMS).read_text(encoding="utf-8")
         for claim in json.loads(text)["claims"]:
             said[claim["id"]] = claim["text"]
-            places[claim["id"]][claim["verdict"]].append(_place(study, claim))
+            if not study.ablation or _about_sizes(claim["id"]):
+                places[claim["id"]][claim["verdict"]].append(_place(study, claim))
     return [
         [
             Text(name),
@@ -109,6 +112,10 @@ def _claim_rows(studies: Sequence[Results]) -> list[list[Text]]:
         ]
         for name in sorted(said, key=_number)
     ]
+
+
+def _about_sizes(claim: str) -> bool:
+    return claim in CLAIMS and CLAIMS[claim].by_size
 
 
 def _number(claim: str) -> tuple[int, str]:

@@ -72,6 +72,11 @@ class Results:
         return bool(self.config.get("reduced", False))
 
     @property
+    def ablation(self) -> bool:
+        """Whether its entries are one experiment, with something changed in each."""
+        return bool(self.config.get("ablation", False))
+
+    @property
     def test_time(self) -> bool:
         """Whether it is a study of test-time methods."""
         return outputs.test_time(self.config)

@@ -121,7 +121,7 @@ def _main_grid(frame: pd.DataFrame, cells: Sequence[Cell], regime: str, group: s
     rules = tuple(n for n, m in enumerate(methods) if method_style(m).reference)
     caption = (
         f"{INTERVAL_NOTE} {group}-Avg: mean accuracy over the {group} poses. Behind or below ours: "
-        "the published figure, its grade, and ours minus it; n/a: none was found. Bold: best of a "
+        "the published figure, its grade, and ours minus it; n/a: there is none for this cell. Bold: best of a "
         f"column, the oracle aside. Training: {regime}."
     )
     return Grid(columns, rows, caption, rules)
@@ -234,9 +234,13 @@ def _mean(values: pd.Series) -> float:
 
 def _diagnostics_row(cell: Cell, method: str, runs: pd.DataFrame) -> dict[str, Any]:
     row: dict[str, Any] = {**cell._asdict(), "method": method, "n_seeds": len(runs)}
-    for name, _, _ in _DIAGNOSTICS:
-        interval = t_interval(pd.to_numeric(runs[name], errors="coerce").to_numpy())
-        row |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    names = [name for name, _, _ in _DIAGNOSTICS]
+    values = runs[names].apply(pd.to_numeric, errors="coerce")
+    one = bool((values.nunique() <= 1).all())  # copies of one run: no interval over seeds
+    for name in names:
+        interval = t_interval(values[name].to_numpy())
+        low, high = (math.nan, math.nan) if one else (interval.low, interval.high)
+        row |= {name: interval.mean, f"{name}_low": low, f"{name}_high": high}
     return row
 
 
@@ -274,7 +278,8 @@ def paired_table(results: Results, published: Published, regime: str, group: str
     caption = (
         "First minus second, in points, with its 95% interval over seeds (over images where there "
         "is one seed, or all are the same). Seeds: those in which the first is ahead. Sign flip: "
-        "exact permutation test with the image as unit, its poses and seeds summed. Holm: "
+        "exact permutation test with the image as unit, its poses and seeds summed, so that p is "
+        "about these trained networks and the interval about others trained alike. Holm: "
         "corrected over the pairs of a cell and metric, bold below 0.05. McNemar: exact, upright "
         "only, merged over seeds at their median."
     )

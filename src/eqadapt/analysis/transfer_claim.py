@@ -14,7 +14,7 @@ from eqadapt.analysis.claim_rules import Claim
 from eqadapt.analysis.labels import dataset_label, method_style
 from eqadapt.analysis.statistics import t_interval
 
-_CELL = ["tested_on", "backbone", "regime", "method", "group"]
+_CELL = ["tested_on", "backbone", "regime", "group"]
 
 
 def transfer_text(method: str, trained_on: str, tested_on: str, points: float) -> str:
@@ -26,18 +26,21 @@ def transfer_text(method: str, trained_on: str, tested_on: str, points: float) -
     )
 
 
-def judge_transfers(claim: Claim, frame: pd.DataFrame, reduced: bool) -> list[dict[str, Any]]:
-    """The cells of ``claims.json``: one a tested data set, backbone, regime, method and group.
+def judge_transfers(
+    claim: Claim, frame: pd.DataFrame, reduced: bool, method: str
+) -> list[dict[str, Any]]:
+    """The cells of ``claims.json``: one a tested data set, backbone, regime and group.
 
     Args:
         claim: A claim with ``transfer`` set.
         frame: ``transfer.csv``.
         reduced: Whether the study calls itself reduced.
+        method: The one it is judged on; those that learn no pose from data would say nothing.
     """
     assert claim.transfer is not None
     cells = []
-    for key, part in frame.groupby(_CELL, sort=True):
-        dataset, backbone, regime, method, group = map(str, key)
+    for key, part in frame[frame["method"] == method].groupby(_CELL, sort=True):
+        dataset, backbone, regime, group = map(str, key)
         by_source = {
             str(name): rows.set_index("seed")["pose_acc"]
             for name, rows in part.groupby("trained_on")
