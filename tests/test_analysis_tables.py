@@ -101,6 +101,11 @@ def test_rotated_mnist_has_its_published_figures():
     assert all(dataset != "rotated_mnist" for dataset, _ in published.cells("C4"))
 
 
+def test_a_regime_and_group_without_runs_or_published_figures_has_an_empty_table(study):
+    table = main_table(open_results(study), load_published(PUBLISHED), "frozen", "C64")
+    assert table.frame.empty and "mean_percent" in table.frame and not table.grids
+
+
 def test_copies_of_one_run_have_no_interval_over_seeds(tmp_path):
     spec = StudySpec(images=40, poses=8, groups=("C8",), backbones=("one",))
     folder = make_study(tmp_path, spec)

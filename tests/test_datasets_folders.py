@@ -227,6 +227,17 @@ def test_sizes_that_vary_need_a_size(tmp_path):
     assert {load(out, split).images.shape[1:] for split in SPLITS} == {torch.Size([3, 6, 6])}
 
 
+@pytest.mark.parametrize("shape", [(8, 12), (12, 8)])
+def test_images_that_are_not_square_need_a_size(tmp_path, shape):
+    """Else they would be distorted, or cut in training and not in evaluation."""
+    files = {name: png(number, size=shape) for number, name in enumerate(tree())}
+    with pytest.raises(UserError, match="not square") as error:
+        from_folder(tmp_path, files)
+    assert "--size" in error.value.fix
+    out = from_folder(tmp_path / "again", files, size=6)
+    assert load(out, "train").images.shape[1:] == (3, 6, 6)
+
+
 # --- mirrors
 
 

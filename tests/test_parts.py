@@ -117,3 +117,12 @@ def test_exported_scorers_say_the_same_in_parts(small_parts, whole, name, order,
     scorer = build_scorer(name, CyclicGroup(order), 3, **options).eval().export()
     x = torch.rand(11, 3, 96, 96)
     assert torch.allclose(scorer(x), whole(lambda: scorer(x)), atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", range(1, 24))
+def test_no_part_is_of_one_or_two_images_unless_the_batch_is(small_parts, batch):
+    """Networks have other kernels for those."""
+    network = Seen(lambda x: 2 * x)
+    with torch.no_grad():
+        in_parts(network, torch.ones(batch, 3))
+    assert sum(network.sizes) == batch and min(network.sizes) >= min(batch, 3)

@@ -393,3 +393,12 @@ def test_bfloat16_changes_a_run_only_on_a_processor_that_is_fast_in_it(monkeypat
     plain = after("AVX2", "none")
     assert same(after("AVX2", "bf16"), plain)
     assert not same(after("AVX512", "bf16"), plain)
+
+
+def test_patience_waits_for_epochs_that_are_validated():
+    """With fewer epochs of patience than lie between two validations, none would be made."""
+    trainer = make_trainer(epochs=12, patience=1, validate_every=5)
+    result = trainer.run()
+    validated = [row["epoch"] for row in result.history if "val_acc" in row]
+    assert validated[0] == 4 and result.best_epoch in validated
+    assert len(result.history) in (10, 12)  # stopped at the second validation, or not at all

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 MEBIBYTE = 2**20
 FEWEST = 4
+# Networks have other kernels for one or two images, whose results differ in the last digits from those
+# for a batch.
+LEAST = 3
 MOST_PER_THREAD = 32
 
 
 def images_at_once(image_bytes: int, threads: int) -> int:
     """How many images to pass at once.
 
-    A MiB of input a thread. Never fewer than four images: networks have other kernels for one or
-    two, whose results differ in the last digits from those for a batch.
+    A MiB of input a thread, and four images or more.
 
     Args:
         image_bytes: Of one image, as the network reads it.
@@ -35,7 +37,7 @@ def images_at_once(image_bytes: int, threads: int) -> int:
 def in_parts(network: Callable[[Tensor], Any], x: Tensor, copies: int = 1) -> Any:
     """``network(x)``, on a CPU and without gradients for parts of the batch in turn.
 
-    Parts are equal to within an image. The network must treat images one by one, as all do in
+    Parts are equal to within an image, and have three or more, views counted. The network must treat images one by one, as all do in
     evaluation mode.
 
     Args:
@@ -52,7 +54,8 @@ def in_parts(network: Callable[[Tensor], Any], x: Tensor, copies: int = 1) -> An
     at_once = max(1, images_at_once(image_bytes, torch.get_num_threads()) // copies)
     if len(x) <= at_once:
         return network(x)
-    outputs = [network(part) for part in x.tensor_split(-(-len(x) // at_once))]
+    parts = min(-(-len(x) // at_once), max(1, len(x) * copies // LEAST))
+    outputs = [network(part) for part in x.tensor_split(parts)]
     if isinstance(outputs[0], tuple):
         return tuple(torch.cat(column) for column in zip(*outputs, strict=True))
     return torch.cat(outputs)

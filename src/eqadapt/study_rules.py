@@ -145,7 +145,7 @@ def _normal(config: dict[str, Any]) -> dict[str, Any]:
 
 def _overrides(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Sections that may differ from the study's own `scorer` and `train`, with their paths."""
-    for key in ("backbones", "groups", "methods"):
+    for key in ("datasets", "backbones", "groups", "methods"):
         for name, over in config[key].items():
             yield f"{key}.{name}", over
     for name, backbone in config["backbones"].items():
@@ -212,7 +212,7 @@ def _described(error: Any) -> Iterator[Fault]:
             yield dotted, f"unknown key{_hint(str(key), known)}", ", ".join(known)
     elif rule == "required":
         for key in sorted(set(wanted) - set(found)):
-            meaning = schema()["properties"][key]["description"]
+            meaning = error.schema["properties"][key]["description"]
             yield (f"{path}.{key}" if path else key), "missing", meaning
     elif rule == "enum":
         yield path, f"{found!r}", ", ".join(str(value) for value in wanted)

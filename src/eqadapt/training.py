@@ -237,7 +237,10 @@ class Trainer:
         return (epoch + 1) % every == 0 or epoch + 1 == epochs
 
     def _patience_spent(self, patience: int | None) -> bool:
-        return patience is not None and len(self.history) - 1 - self.best_epoch >= patience > 0
+        """Whether no epoch of the last ones was better; known where one is validated."""
+        if patience is None or not self._is_due(len(self.history) - 1, math.inf):
+            return False
+        return len(self.history) - 1 - self.best_epoch >= patience > 0
 
     def _remember_best(self, row: Row) -> None:
         score = row.get("val_cn_avg" if self.method.uses_group else "val_acc")

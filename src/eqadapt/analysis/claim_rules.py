@@ -161,7 +161,9 @@ class Claim:
             paper = " and ".join(dataset_label(name) for name in self.datasets)
             words = f"another data set than the paper's ({paper})"
         if self.zero_shot and not zero_shot:
-            words += "; a network that has seen labelled images of these classes, not a zero-shot one"
+            words += (
+                "; a network that has seen labelled images of these classes, not a zero-shot one"
+            )
         return f"{words}; reduced study" if reduced else words
 
 

@@ -31,6 +31,8 @@ def judge_sizes(claim: Claim, results: Results, method: str) -> list[dict[str, A
         if len({size for size, *_ in sized}) < 2:
             continue
         (small, _, smallest, few), (large, _, _, many) = sized[0], sized[-1]
+        if not set(many) & set(few):  # no seed of both
+            continue
         check = _check(method, (large, many), (small, few), claim.group)
         found.append(
             {

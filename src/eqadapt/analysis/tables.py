@@ -72,7 +72,14 @@ def main_frame(
                 for metric in METRICS:
                     empty = {"dataset": dataset, "backbone": backbone, "regime": "", "group": group}
                     rows.append(_main_row({**empty, "method": method, "metric": metric}, published))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=_MAIN_COLUMNS)
+
+
+_MAIN_COLUMNS = (
+    *("dataset", "backbone", "regime", "group", "method", "metric"),
+    *("mean_percent", "low_percent", "high_percent", "interval", "n_seeds", "n_test"),
+    *("published_percent", "published_grade", "published_paper", "difference_points"),
+)
 
 
 def _main_row(row: dict[str, Any], published: Published) -> dict[str, Any]:

@@ -97,8 +97,8 @@ def check_contents(contents: Contents, source: Source, where: str) -> None:
     """Compare with the published counts, classes and size.
 
     Raises:
-        UserError: A split is empty, a class is missing from one, there is but one class, or a
-            count or size differs.
+        UserError: A split is empty, a class is missing from one, there is but one class, images
+            are not square, or a count or size differs.
     """
     fix = "take the whole data set from its official source"
     published = {"train": source.n_train, "test": source.n_test}
@@ -118,6 +118,13 @@ def check_contents(contents: Contents, source: Source, where: str) -> None:
             f"{source.size} x {source.size}",
             where=where,
             fix=fix,
+        )
+    if contents.shape[0] != contents.shape[1]:
+        raise UserError(
+            f"images of {contents.shape[0]} x {contents.shape[1]} pixels are not square, and turned "
+            "by 90 degrees they have another form",
+            where=where,
+            fix="give a side to which they are cut and resized: --size, or `size` of the data set",
         )
     for split, labels in contents.labels.items():
         if len(labels) == 0:

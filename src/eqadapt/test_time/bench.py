@@ -92,11 +92,6 @@ class Bench:
             self._fitted[key] = found
         return self._fitted[key]
 
-    def forget(self) -> None:
-        """Free the fitted evidence and its scores."""
-        self._fitted.clear()
-        self._tables.clear()
-
     def _scores(
         self, evidence: Evidence | None, split: str, pose: int
     ) -> NDArray[np.float64] | None:

@@ -79,6 +79,8 @@ def draw_gallery(results: Results, cell: Cell) -> Figure | None:
         return None
     styles = method_styles(galleries)
     one = next(iter(galleries.values()))
+    if not len(one.labels):  # evaluate.gallery: 0
+        return None
     images = max(1, min(len(one.labels), 3, _MOST_ROWS // (1 + len(galleries))))
     shown = [number * len(one.labels) // images for number in range(images)]
     rows = [(image, method) for image in shown for method in (None, *styles)]

@@ -182,9 +182,3 @@ def percent_floor(values: Iterable[float], step: float = 10.0) -> float:
 def clean(axes: Axes) -> None:
     """No spines on top and right."""
     sns.despine(ax=axes)
-
-
-def only(styles: Mapping[str, MethodStyle], names: Iterable[str]) -> list[MethodStyle]:
-    """The styles of some of the methods, in display order."""
-    wanted = set(names)
-    return [style for name, style in styles.items() if name in wanted]
