@@ -53,8 +53,8 @@ def recipe(**train):
 
 def adapted(method, group="C4", model="resnet_small"):
     torch.manual_seed(0)
-    # Not fewer: with 2 to 4 channels a strided 1x1 convolution of channels-last maps writes past its
-    # memory in the backward pass of torch 2.11 on processors with AVX2 alone.
+    # Not fewer: with 2 to 4 channels a strided 1x1 convolution of channels-last maps writes past
+    # its memory in the backward pass of torch 2.11 on processors with AVX2 alone.
     options = {"channels": (8, 8, 8, 8)} if model == "resnet_small" else {}
     network = build_network(model, CLASSES, 1, options=options)
     backbone = Backbone(network, SIZE, [0.5], [0.5])

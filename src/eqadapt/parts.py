@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 MEBIBYTE = 2**20
 FEWEST = 4
-# Networks have other kernels for one or two images, whose results differ in the last digits from those
-# for a batch.
+# Networks have other kernels for one or two images, whose results differ in the last digits from
+# those for a batch.
 LEAST = 3
 MOST_PER_THREAD = 32
 
@@ -37,8 +37,8 @@ def images_at_once(image_bytes: int, threads: int) -> int:
 def in_parts(network: Callable[[Tensor], Any], x: Tensor, copies: int = 1) -> Any:
     """``network(x)``, on a CPU and without gradients for parts of the batch in turn.
 
-    Parts are equal to within an image, and have three or more, views counted. The network must treat images one by one, as all do in
-    evaluation mode.
+    Parts are equal to within an image, and have three or more, views counted. The network must
+    treat images one by one, as all do in evaluation mode.
 
     Args:
         network: Maps a batch to a tensor, or to a tuple of tensors, with as many rows.

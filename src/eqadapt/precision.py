@@ -7,9 +7,9 @@ import sys
 
 import torch
 
-# What `torch.backends.cpu.get_cpu_capability` says of processors without vectorised bfloat16. oneDNN
-# has it from AVX512 on; without, torch falls back to loops that make a step of a ResNet-20 14 times
-# slower than float32 does.
+# What `torch.backends.cpu.get_cpu_capability` says of processors without vectorised bfloat16.
+# oneDNN has it from AVX512 on; without, torch falls back to loops that make a step of a ResNet-20
+# 14 times slower than float32 does.
 _FLOAT32_ONLY = ("DEFAULT", "AVX2")
 
 

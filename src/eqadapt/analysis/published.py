@@ -13,8 +13,8 @@ from eqadapt.analysis.labels import backbone_key
 from eqadapt.errors import UserError
 
 METRICS = ("acc", "cn_avg")
-# The section `rotated_mnist` names models; ours are a network, a method and, where the model has one of
-# ours, a group. Without a group a figure is about every one.
+# The section `rotated_mnist` names models; ours are a network, a method and, where the model has
+# one of ours, a group. Without a group a figure is about every one.
 _ROTATED_MNIST = {
     "CNN": ("mnist_cnn", "", "vanilla"),
     "G-CNN(p4)": ("mnist_gcnn", "", "vanilla"),
@@ -120,7 +120,7 @@ def load_published(path: str | Path) -> Published:
 
 
 def _rotated_mnist(section: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """That section's figures in the form of the others; models that are none of ours are left out."""
+    """That section's figures in the form of the others, without models that are none of ours."""
     for entry in section:
         if entry["model"] in _ROTATED_MNIST:
             backbone, group, method = _ROTATED_MNIST[entry["model"]]

@@ -128,8 +128,8 @@ def _main_grid(frame: pd.DataFrame, cells: Sequence[Cell], regime: str, group: s
     rules = tuple(n for n, m in enumerate(methods) if method_style(m).reference)
     caption = (
         f"{INTERVAL_NOTE} {group}-Avg: mean accuracy over the {group} poses. Behind or below ours: "
-        "the published figure, its grade, and ours minus it; n/a: there is none for this cell. Bold: best of a "
-        f"column, the oracle aside. Training: {regime}."
+        "the published figure, its grade, and ours minus it; n/a: there is none for this cell. "
+        f"Bold: best of a column, the oracle aside. Training: {regime}."
     )
     return Grid(columns, rows, caption, rules)
 

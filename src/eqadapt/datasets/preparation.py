@@ -121,8 +121,8 @@ def check_contents(contents: Contents, source: Source, where: str) -> None:
         )
     if contents.shape[0] != contents.shape[1]:
         raise UserError(
-            f"images of {contents.shape[0]} x {contents.shape[1]} pixels are not square, and turned "
-            "by 90 degrees they have another form",
+            f"images of {contents.shape[0]} x {contents.shape[1]} pixels are not square, and "
+            "turned by 90 degrees they have another form",
             where=where,
             fix="give a side to which they are cut and resized: --size, or `size` of the data set",
         )
