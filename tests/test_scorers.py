@@ -60,7 +60,11 @@ def settled(scorer: nn.Module, x: Tensor) -> nn.Module:
 
 
 def quarter_turn_error(scorer: nn.Module, x: Tensor, order: int) -> tuple[float, float]:
-    """Largest departure from the law under quarter turns, and the share of equal choices."""
+    """Largest departure from the law under quarter turns, and the share of equal choices.
+
+    The departure is given as a share of the largest score, where that is above one: float32
+    rounds in proportion, and kernels as large as the last features sum hundreds of terms.
+    """
     error, agree = 0.0, 1.0
     with torch.no_grad():
         scores = scorer(x)
@@ -70,7 +74,7 @@ def quarter_turn_error(scorer: nn.Module, x: Tensor, order: int) -> tuple[float,
             error = max(error, (turned - expected).abs().max().item())
             same = turned.argmax(1) == expected.argmax(1)
             agree = min(agree, same.float().mean().item())
-    return error, agree
+    return error / max(1.0, scores.abs().max().item()), agree
 
 
 def odd_agreement(scorer: nn.Module, x: Tensor) -> float:
