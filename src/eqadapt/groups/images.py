@@ -247,17 +247,20 @@ class RotationAction:
         what lies between must not leave the caches.
         """
         at_once = torch.get_num_threads()
-        for quarter in range(4):
-            rows = [row for row, (turns, rest) in enumerate(parts) if rest and turns == quarter]
+        rows_of: dict[tuple[int, float], list[int]] = {}
+        for row, part in enumerate(parts):
+            rows_of.setdefault(part, []).append(row)
+        for (quarter, rest), rows in rows_of.items():
+            if not rest:
+                yield from (
+                    (row, torch.rot90(x[row], quarter, (-2, -1))[..., at, at]) for row in rows
+                )
+                continue
             for start in range(0, len(rows), at_once):
                 some = rows[start : start + at_once]
-                index = [self._rests.index(parts[row][1]) for row in some]
-                grids = self._grids(x.shape[-1], x.device)[index][:, at, at]
-                warped = self._warp(torch.rot90(x[some], quarter, (-2, -1)), grids)
-                yield from zip(some, warped, strict=True)
-        for row, (quarter, rest) in enumerate(parts):
-            if not rest:
-                yield row, torch.rot90(x[row], quarter, (-2, -1))[..., at, at]
+                source = x[some] if len(some) > 1 else x[some[0] : some[0] + 1]  # a view of one
+                turned = torch.rot90(source, quarter, (-2, -1))
+                yield from zip(some, self._warp_rest(turned, rest, at), strict=True)
 
     def turn(self, x: Tensor, element: int) -> Tensor:
         """``element . x`` for the whole batch."""
