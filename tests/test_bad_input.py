@@ -16,6 +16,7 @@ from eqadapt.cli import main
 from eqadapt.datasets.prepared import data_sha256
 from eqadapt.errors import UserError
 from eqadapt.files import atomic_path, probe_folder
+from eqadapt.runs import StudyFiles, StudyRunner
 from eqadapt.study import load_study, read_yaml
 
 STUDY = {
@@ -112,6 +113,55 @@ def test_the_checkpoint_of_another_run_is_not_taken_for_this_one(project, capsys
         )
     assert main(["predict", "--study", "study.yaml", "--set", override]) == 2
     assert said in capsys.readouterr().err
+
+
+FROZEN = (
+    "regimes=[joint,frozen]",
+    "methods=[vanilla,prlc]",
+    "train={epochs: 1, batch_size: 20}",
+)
+PRETRAINED = ("backbones={resnet_small: {weights: pretrain}}", "pretrain={epochs: 1}")
+
+
+@pytest.mark.parametrize(
+    ("study", "first", "override", "said"),
+    [
+        (FROZEN, "train", ("train.lr=0.5",), "another config_hash"),
+        (PRETRAINED, "pretrain", ("pretrain.lr=0.5",), "another pretrain_hash"),
+        (PRETRAINED, "pretrain", ("datasets={digits: {limit_train: 30}}",), "another"),
+    ],
+)
+def test_weights_that_another_recipe_gave_are_not_started_from(
+    project, capsys, study, first, override, said
+):
+    def command(verb, *settings, flags=()):
+        where = ["--results", f"{first}-results", "--scratch", f"{first}-scratch"]
+        sets = [part for setting in settings for part in ("--set", setting)]
+        return main([verb, "--study", "study.yaml", *where, *sets, *flags])
+
+    of_one = ["--dataset", "digits", "--backbone", "resnet_small"]
+    only = of_one if first == "pretrain" else ["--method", "vanilla"]
+    assert command(first, *study, flags=only) == 0
+    assert command("train", *study) == 0
+    capsys.readouterr()
+    frozen = ["--regime", "frozen"] if study is FROZEN else []
+    assert command("train", *study, *override, flags=frozen) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_progress_that_other_code_left_is_not_gone_on_with(project, monkeypatch):
+    study = load_study("study.yaml")
+    files = StudyFiles(project / "other", project / "scratch", project / "data" / "prepared")
+    (run,) = study.runs()
+
+    def epochs_trained():
+        said = []
+        StudyRunner(study, files, said.append).train(run)
+        return len(said)
+
+    assert (epochs_trained(), epochs_trained()) == (1, 0)  # the second finds it finished
+    monkeypatch.setattr("eqadapt.runs.code_id", lambda *modules: "of another commit")
+    assert epochs_trained() == 1
 
 
 def test_a_model_that_diverged_in_its_last_step_is_not_kept(tmp_path):

@@ -24,6 +24,7 @@ from eqadapt.adaptation import (
 )
 from eqadapt.backbones import Backbone, count_parameters, load_state
 from eqadapt.datasets import prepared
+from eqadapt.digest import code_id
 from eqadapt.errors import UserError
 from eqadapt.evaluation import OrbitPredictions, gallery, predict_orbit
 from eqadapt.files import atomic_path, json_dumps, sha256_file, write_json, write_text
@@ -38,6 +39,9 @@ from eqadapt.tasks.classification import ImagePipeline
 from eqadapt.trained import description, for_inference
 from eqadapt.training import HISTORY_COLUMNS, LabelledImages, Row, Trainer
 from eqadapt.zero_shot import write_class_vectors
+
+# The code that decides what training gives: progress that other code left is not gone on with.
+TRAINING_CODE = ("eqadapt.training", "eqadapt.adaptation")
 
 
 @dataclass(frozen=True)
@@ -190,12 +194,15 @@ class StudyRunner:
             section = {**recipe["backbone"], "weights": "scratch"}
             backbone = build_backbone({**recipe, "backbone": section}, kind)
             path = self.files.checkpoint(start)
-            tensors, _ = checkpoint.load(path)
+            tensors, meta = checkpoint.load(path)
+            self.check_start(path, meta, self._origin(start))
             load_state(backbone, checkpoint.without_prefix("backbone", tensors, "."), str(path))
             return backbone
         weights = None
         if recipe["backbone"]["weights"] == "pretrain":
             weights = self.files.pretrained(run.dataset, run.backbone)
+            _, meta = checkpoint.load(weights)
+            self.check_start(weights, meta, self._pretraining(run.dataset, run.backbone))
         elif is_zero_shot(recipe["backbone"]):
             weights = self.files.class_vectors(run.dataset, run.backbone)
             train = self.data(run.dataset).train
@@ -209,13 +216,42 @@ class StudyRunner:
         kind = self.data(run.dataset).kind
         return build_model(recipe, run.method, run.group, kind, backbone).to(self.device)
 
-    def _identity(self, run: Run, recipe: dict[str, Any]) -> dict[str, str]:
-        data = self.data(run.dataset)
+    def _training_identity(self, run: Run) -> dict[str, str]:
         return {
             "config_hash": self.study.recipe_hash(run),
-            "data_sha256": data.train.metadata["data_sha256"],
-            "test_sha256": data.test.metadata["data_sha256"],
+            "data_sha256": self.data(run.dataset).train.metadata["data_sha256"],
         }
+
+    def _identity(self, run: Run) -> dict[str, str]:
+        test = self.data(run.dataset).test
+        return {**self._training_identity(run), "test_sha256": test.metadata["data_sha256"]}
+
+    def _origin(self, run: Run) -> dict[str, Any]:
+        """What the checkpoint of a run says of itself."""
+        return {**run.as_dict(), **self._training_identity(run)}
+
+    def _pretraining(self, dataset: str, backbone: str) -> dict[str, str]:
+        """What pretrained weights say of themselves."""
+        return {
+            "dataset": dataset,
+            "backbone": backbone,
+            "pretrain_hash": self.study.pretrain_hash(dataset, backbone),
+            "data_sha256": self.data(dataset).train.metadata["data_sha256"],
+        }
+
+    def check_start(self, path: Path, meta: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        """Stop at weights of another run, recipe or data: what follows would be published as of
+        these. A subclass whose recipes are meant to differ from those of its starts allows them.
+
+        Args:
+            path: The checkpoint.
+            meta: What it says of itself; older ones say less.
+            wanted: What it should say.
+
+        Raises:
+            UserError: They differ.
+        """
+        _check_origin(path, meta, wanted)
 
     def trainer(
         self,
@@ -233,7 +269,8 @@ class StudyRunner:
             recipe: Its recipe.
             model: Its model before training; its scorer is given the weights it starts from.
             stem: Names its progress, and the lines that tell of it.
-            identity: Whatever decides the result; progress of another one is not resumed.
+            identity: Whatever decides the result, beside the code; progress of another one, or
+                of other code, is not resumed.
             section: Of the study, where its recipe is from: ``"train"`` or ``"pretrain"``.
         """
         data = self.data(run.dataset)
@@ -242,6 +279,7 @@ class StudyRunner:
             tensors, _ = checkpoint.load(start)
             start_scorer(model.scorer, tensors, str(start))
             identity = [*identity, sha256_file(start)]
+        identity = [*identity, code_id(*TRAINING_CODE)]
         return Trainer(
             model,
             get_method(run.method),
@@ -279,7 +317,7 @@ class StudyRunner:
         recipe = self.study.recipe(run)
         data, model = self.data(run.dataset), self.model(run, recipe)
         added = count_parameters(model) - count_parameters(model.backbone)
-        identity = self._identity(run, recipe)
+        identity = self._identity(run)
         trainer = self.trainer(run, recipe, model, run.stem, [identity, run.stem])
         result = trainer.run()
         if not distributed.is_first():
@@ -330,7 +368,7 @@ class StudyRunner:
         path = self.files.pretrained(dataset, backbone)
         write_history(path.with_suffix(".csv"), result.history)
         tensors = checkpoint.with_prefix("backbone", model.backbone.state_dict())
-        meta = {"dataset": dataset, "backbone": backbone, "seconds": round(result.seconds, 3)}
+        meta = {**self._pretraining(dataset, backbone), "seconds": round(result.seconds, 3)}
         checkpoint.save(path, tensors, meta)
         self.forget_states([stem])
 
@@ -347,21 +385,9 @@ class StudyRunner:
         model = self.model(run, recipe)
         path = self.files.checkpoint(run.source)
         tensors, meta = checkpoint.load(path)
-        self._check_origin(path, run.source, meta)
+        _check_origin(path, meta, self._origin(run.source))
         load_state(model, tensors, str(path))
         return model.eval()
-
-    def _check_origin(self, path: Path, run: Run, meta: Mapping[str, Any]) -> None:
-        """Stop at the checkpoint of another run, recipe or data: it would be published as this."""
-        identity = self._identity(run, self.study.recipe(run))
-        wanted = {**run.as_dict(), **{key: identity[key] for key in ("config_hash", "data_sha256")}}
-        for key, value in wanted.items():
-            if key in meta and meta[key] != value:
-                raise UserError(
-                    f"the checkpoint is of another {key}: {meta[key]}, not {value}",
-                    where=str(path),
-                    fix="train this run again, or name the study that it is of",
-                )
 
     def _added_parameters(self, run: Run, recipe: dict[str, Any]) -> int:
         """Parameters beside the backbone's, as trained: an exported scorer has more, expanded."""
@@ -392,7 +418,7 @@ class StudyRunner:
             )
         meta = {
             **run.as_dict(),
-            **self._identity(run, recipe),
+            **self._identity(run),
             "poses": evaluate["poses"],
             "classes": list(data.test.classes),
             "backbone_passes": found.passes,
@@ -411,6 +437,16 @@ class StudyRunner:
         self.say(
             f"{run.stem}  upright {100 * accuracy:.2f}  over {poses.group.name} {100 * mean:.2f}"
         )
+
+
+def _check_origin(path: Path, meta: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for key, value in wanted.items():
+        if key in meta and meta[key] != value:
+            raise UserError(
+                f"the checkpoint is of another {key}: {meta[key]}, not {value}",
+                where=str(path),
+                fix="train this run again, or name the study that it is of",
+            )
 
 
 def check_alike(folder: Path, train: prepared.Prepared, other: prepared.Prepared) -> None:

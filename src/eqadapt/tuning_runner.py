@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,6 +34,9 @@ class ValidationRunner(StudyRunner):
 
     def _read_test(self, dataset: str, train: prepared.Prepared) -> prepared.Prepared:
         raise AssertionError(f"a search for recipes asked for the test split of {dataset}")
+
+    def check_start(self, path: Path, meta: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        """Allow any: a trial's recipe is not that of the study whose weights it starts from."""
 
     def share_data(self, other: ValidationRunner) -> None:
         """Use the data that another runner of the same data sets has loaded."""
