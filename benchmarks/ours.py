@@ -20,10 +20,13 @@ from eqadapt.symmetrize import Symmetrized
 DEFAULT_SCORER = "paired_cnn"
 
 
-def default_scorer(order: int, side: int, device: torch.device, **options: Any) -> PoseScorer:
-    """The default canonicalizer's network, its statistics settled on images of that side."""
+def default_scorer(
+    order: int, side: int, device: torch.device, name: str = DEFAULT_SCORER, **options: Any
+) -> PoseScorer:
+    """A canonicalizer's network in its default form, or that of the default canonicalizer, its
+    statistics settled on images of that side."""
     torch.manual_seed(0)
-    scorer = build_scorer(DEFAULT_SCORER, CyclicGroup(order), 3, **options)
+    scorer = build_scorer(name, CyclicGroup(order), 3, **options)
     return settled(scorer, smooth_images(32, side).to(device))
 
 

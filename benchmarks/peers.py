@@ -106,14 +106,18 @@ def reference_canonicalizer(
     return canonicalizer.to(device).eval()
 
 
-def reference_optimized(order: int, side: int, device: torch.device) -> Any:
-    """The reference's OptC with its default plain network, in evaluation mode."""
+def reference_optimized(order: int, side: int, device: torch.device, fresh: bool = False) -> Any:
+    """The reference's OptC with its default plain network, in evaluation mode.
+
+    ``fresh``: as initialised, to be trained; else with statistics as after some training.
+    """
     images = load("equiadapt.images")
     network = images.ConvNetwork((3, RESIZE, RESIZE), 16, 7, 3, 128)
     canonicalizer = images.OptimizedGroupEquivariantImageCanonicalization(
         network, _hyperparameters(order, RESIZE), (3, side, side)
     )
-    _unsettle(network)
+    if not fresh:
+        _unsettle(network)
     canonicalizer.device = device
     return canonicalizer.to(device).eval()
 
@@ -217,8 +221,9 @@ def settled(scorer: PoseScorer, x: Tensor, spread: float = 3.0) -> PoseScorer:
     scale = getattr(getattr(scorer, "inner", scorer), "logit_scale", None)
     deviation = float(scorer(x).std(dim=1).mean())
     if isinstance(scale, Tensor) and deviation > 0:
-        head = _layers(scorer, ["PooledConv"])[0]
-        head.conv.weight.mul_(spread / deviation)
+        heads = _layers(scorer, ["PooledConv"])
+        weight = heads[0].conv.weight if heads else scale  # OptC has no head but its factor
+        weight.mul_(spread / deviation)
     return scorer
 
 

@@ -20,7 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.ours import mmac
-from benchmarks.peers import EQUIADAPT, peer_label, reference_canonicalizer, same_network
+from benchmarks.pairs.optc import FLOORS as OPTC_FLOORS
+from benchmarks.peers import (
+    EQUIADAPT,
+    peer_label,
+    reference_canonicalizer,
+    reference_optimized,
+    same_network,
+    same_optimized,
+)
 from benchmarks.registry import Context, Measured, NotComparable, measure
 from benchmarks.timing import Samples, ratio_spread
 from eqadapt.backbones import Backbone, build_network, load_weights_file
@@ -46,6 +54,7 @@ class Candidate:
         label: Its name in the rows.
         options: Of ``build_scorer`` (with ``name``), or of ``reference_canonicalizer``.
         reference: Whether it is the reference's.
+        optimized: Whether it is the reference's OptC; that has no options.
         prior: ``"rotated"`` or ``"identity"``.
         batch: Of its training.
         lr: Of its training.
@@ -54,6 +63,7 @@ class Candidate:
     label: str
     options: dict[str, Any] = field(default_factory=dict)
     reference: bool = False
+    optimized: bool = False
     prior: str = "rotated"
     batch: int = 64
     lr: float = 3e-3
@@ -61,7 +71,7 @@ class Candidate:
 
 def _reference(label: str, prior: str, **options: Any) -> Candidate:
     """With the batch of the anchors' timings and the rate of the paper's recipe."""
-    return Candidate(label, options, True, prior, batch=16, lr=1e-3)
+    return Candidate(label, options, True, prior=prior, batch=16, lr=1e-3)
 
 
 PEER = _reference("equiadapt, 32 fields, 96 px", "rotated")
@@ -70,6 +80,8 @@ DEFAULT = Candidate("paired_cnn, default", {"name": "paired_cnn"})
 DEFAULT_IDENTITY = Candidate(
     "paired_cnn, default, identity prior", DEFAULT.options, prior="identity"
 )
+PEER_OPTC = Candidate("equiadapt, OptC", reference=True, optimized=True, lr=1e-3)
+OPTC = Candidate("plain_cnn, default", {"name": "plain_cnn"})
 _SMALL = {"name": "paired_cnn", "input_size": 33, "stride": 2}
 FAMILY = (
     Candidate(
@@ -78,6 +90,7 @@ FAMILY = (
     Candidate(
         "paired_cnn, 16 fields", {**_SMALL, "width": 16, "layers": 2, "head_kernel_size": "full"}
     ),
+    OPTC,
     Candidate(
         "plain_cnn, 32 channels",
         {"name": "plain_cnn", "width": 32, "kernel_size": 3, "layers": 4, "input_size": 33},
@@ -159,18 +172,18 @@ class Bench:
             x = self.action.act(x, pose)
         return self.normalised(x), pose
 
-    def train(self, candidate: Candidate, minutes: float, images: int | None = None) -> Trained:
-        """Train for minutes of wall time, or on that many images."""
+    def train(self, candidate: Candidate, minutes: float, like: Trained | None = None) -> Trained:
+        """Train for minutes of wall time, or on as many images, in such batches, as another."""
         torch.manual_seed(0)
         module, scores, finish = _build(candidate, self.device)
         optimizer = torch.optim.AdamW(module.parameters(), candidate.lr, weight_decay=0.0)
-        size = candidate.batch if images is None else 16
+        size = candidate.batch if like is None else like.candidate.batch
         start, seen = time.perf_counter(), 0
         module.train()
         while True:
             share = (
-                seen / images
-                if images is not None
+                seen / like.images
+                if like is not None
                 else (time.perf_counter() - start) / (60 * minutes)
             )
             if share >= 1:
@@ -225,14 +238,17 @@ def _weights() -> Path:
 def _build(candidate: Candidate, device: torch.device):
     """The module to train, its scores, and what turns it into its form for inference."""
     if candidate.reference:
-        canonicalizer = reference_canonicalizer(
-            ORDER, SIDE, device, fresh=True, **candidate.options
+        build, copy = (
+            (reference_optimized, same_optimized)
+            if candidate.optimized
+            else (reference_canonicalizer, same_network)
         )
+        canonicalizer = build(ORDER, SIDE, device, fresh=True, **candidate.options)
 
         def finish_reference():
             canonicalizer.eval()
             # The same network in our code, twice as fast; the copy checks the filters.
-            return same_network(canonicalizer, ORDER, device).export(), canonicalizer
+            return copy(canonicalizer, ORDER, device).export(), canonicalizer
 
         return canonicalizer, canonicalizer.get_group_activations, finish_reference
     options = dict(candidate.options)
@@ -253,7 +269,7 @@ def quality(context: Context) -> Measured:
     minutes = 0.02 if context.quick else context.minutes
     budget = f"{minutes:g} minutes of training each on {context.device_label}"
     family = FAMILY[-2:] if context.quick else FAMILY
-    peers = () if context.quick else (PEER, PEER_IDENTITY)
+    peers = () if context.quick else (PEER, PEER_IDENTITY, PEER_OPTC)
     trained = {one.label: bench.train(one, minutes) for one in (*family, *peers)}
     if not context.quick:
         trained[DEFAULT_IDENTITY.label] = bench.train(DEFAULT_IDENTITY, minutes)
@@ -261,17 +277,17 @@ def quality(context: Context) -> Measured:
     reduced = "; reduced budget" if context.device.type == "cpu" else ""
     for label, one in trained.items():
         yield _curve_row(context, one, times[label], f"{budget}{reduced}")
-    pairs = ((PEER, DEFAULT), (PEER_IDENTITY, DEFAULT_IDENTITY))
+    pairs = ((PEER, DEFAULT), (PEER_IDENTITY, DEFAULT_IDENTITY), (PEER_OPTC, OPTC))
     if context.quick:
         pairs = ((FAMILY[-1], DEFAULT),)
     for theirs, ours in pairs:
         peer, own = trained[theirs.label], trained[ours.label]
         samples = times[theirs.label], times[ours.label]
         note = f"equal time: {budget}{reduced}"
-        yield _pair_row(context, f"{theirs.prior} prior, equal time", peer, own, samples, note)
-        same = bench.train(ours, minutes, images=peer.images)
+        yield _pair_row(context, "equal time", peer, own, samples, note)
+        same = bench.train(ours, minutes, like=peer)
         note = f"equal images, {peer.images} for each{reduced}"
-        yield _pair_row(context, f"{theirs.prior} prior, equal images", peer, same, samples, note)
+        yield _pair_row(context, "equal images", peer, same, samples, note)
 
 
 def _curve_row(context: Context, one: Trained, samples: Samples, budget: str):
@@ -305,10 +321,12 @@ def _pair_row(
     note: str,
 ):
     theirs, own = samples
+    optimized = peer.candidate.optimized
+    network = "OptC, our default form" if optimized else "default C8 canonicalizer"
     accurate = ours.pose_accuracy >= peer.pose_accuracy and ours.cn_avg >= peer.cn_avg
     return context.row(
         "quality_pair",
-        f"default C8 canonicalizer, {setting}",
+        f"{network}, {peer.candidate.prior} prior, {setting}",
         EQUIADAPT,
         peer=peer_label("equiadapt"),
         peer_seconds=theirs.median,
@@ -316,7 +334,9 @@ def _pair_row(
         ratio=theirs.median / own.median,
         spread=ratio_spread(theirs, own),
         repeats=len(own.seconds),
-        floor=context.floor(50.0) if context.device.type == "cpu" else None,
+        floor=context.floor(OPTC_FLOORS[TIMED_BATCH] if optimized else 50.0)
+        if context.device.type == "cpu"
+        else None,
         peer_pose_accuracy=peer.pose_accuracy,
         our_pose_accuracy=ours.pose_accuracy,
         peer_cn_avg=peer.cn_avg,

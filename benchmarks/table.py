@@ -16,6 +16,7 @@ NAMES = {
     "canonicalize_default": "canonicalization, default network",
     "warp": "warp",
     "optc": "OptC, same weights",
+    "optc_default": "OptC, our default form",
     "inference": "adapted inference",
     "train_prior_same_weights": "training step, prior alone, same network",
     "train_prior_default": "training step, prior alone, default network",

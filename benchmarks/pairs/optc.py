@@ -1,4 +1,4 @@
-"""OptC: a plain network on all views, the same weights on both sides."""
+"""OptC, a plain network on all views: the reference's weights in our code, and our default form."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from functools import partial
 
 import torch
 
-from benchmarks.ours import as_trained, canonicalizer
+from benchmarks.ours import (
+    adapted,
+    as_trained,
+    canonicalizer,
+    default_scorer,
+    mmac,
+    near_ties,
+)
 from benchmarks.peers import (
     peer_label,
     reference_optimized,
@@ -19,10 +26,10 @@ from eqadapt.groups import CyclicGroup, RotationAction
 FLOORS = {1: 5.0, 16: 3.0}
 
 
-@measure("optc", "OptC's forward with the reference's default plain network, same weights")
+@measure("optc", "OptC's forward: the reference's default network, and ours")
 @torch.no_grad()
 def optc(context: Context) -> Measured:
-    """Rows for C8, 32 and 224 pixels."""
+    """Rows for C8, 32 and 224 pixels, with the same weights and of our default form."""
     order = 8
     action = RotationAction(CyclicGroup(order))
     for side in context.pick((32, 224), (32,)):
@@ -30,23 +37,42 @@ def optc(context: Context) -> Measured:
         reference = reference_optimized(order, side, context.device)
         scores = as_trained(same_optimized(reference, order, context.device))
         ours = canonicalizer(scores, action)  # type: ignore[arg-type]
+        scorer = default_scorer(order, side, context.device, "plain_cnn")
+        default = adapted(scorer, torch.nn.Identity()).eval()
         for batch in context.pick((1, 16, 128), (2,)):
             x = smooth_images(batch, side).to(context.device)
             theirs = reference.get_group_activations(x)
             difference = largest_difference(scores(x), theirs, 1e-3, "cosines of the views")
             found = context.compare(
-                {"peer": partial(reference, x), "ours": partial(ours, x)},
+                {
+                    "peer": partial(reference, x),
+                    "ours": partial(ours, x),
+                    "default": partial(default.canonicalize, x),
+                },
                 context.effort_for(batch),
             )
             same_poses = (scores(x).argmax(1) == theirs.argmax(1)).float().mean()
+            common = {
+                "setting": f"C{order}, {side} px, batch {batch}",
+                "peer": peer_label("equiadapt"),
+                "theirs": found["peer"],
+                "packages": ("equiadapt", "kornia"),
+                "floor": context.floor(FLOORS[batch]) if batch in FLOORS else None,
+                "peer_mmac": mmac(scores, x[:1]),
+            }
             yield context.pair(
                 "optc",
-                f"C{order}, {side} px, batch {batch}",
-                peer_label("equiadapt"),
-                found["peer"],
-                found["ours"],
-                packages=("equiadapt", "kornia"),
+                ours=found["ours"],
                 outputs_max_difference=difference,
-                floor=context.floor(FLOORS[batch]) if batch in FLOORS else None,
                 note=f"cosines compared; {float(same_poses):.0%} of the poses equal",
+                our_mmac=common["peer_mmac"],
+                **common,
+            )
+            ties = near_ties(default.scorer(x))  # type: ignore[misc]
+            yield context.pair(
+                "optc_default",
+                ours=found["default"],
+                note=f"another network, compared in quality; {ties:.0%} near-ties scored twice",
+                our_mmac=mmac(default.scorer, x[:1]),  # type: ignore[arg-type]
+                **common,
             )
