@@ -273,6 +273,10 @@ def test_the_shipped_settings_are_valid_and_no_method_of_ours_is_tried_more_ofte
             assert names.index(entry.method.inherits) < names.index(entry.method.name)
 
 
+def _grid(method, **values):
+    return {"method": method, "paper": "x", "grid": values}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -281,6 +285,12 @@ def test_the_shipped_settings_are_valid_and_no_method_of_ours_is_tried_more_ofte
         ("boltzmann", {"method": "boltzmann", "paper": "x", "grid": {"temp": [1]}}, "temp"),
         ("boltzmann", {"method": "boltzmann", "paper": "x", "grid": {"space": []}}, "not valid"),
         ("boltzmann", {"method": "boltzmann"}, "paper"),
+        ("boltzmann", _grid("boltzmann", temperature=["1e-3"]), "'1e-3' is no number"),
+        ("boltzmann", _grid("boltzmann", space=[True]), "True is no text"),
+        ("ood_knn", _grid("ood_knn", **{"evidence.m": [3]}), "no such hyper-parameter"),
+        ("ood_knn", _grid("ood_knn", **{"evidence.k": [3, "many"]}), "'many' is no number"),
+        ("ood_knn", _grid("ood_knn", **{"evidence.reduce": ["max"]}), "unknown reduction"),
+        ("prlc", _grid("prlc", **{"evidence.k": [3]}), "reads no evidence"),
         ("settings", {"trials": 0}, "trials"),
         ("settings", {"trails": 4}, "trails"),
         ("settings", {"methods": ["equizero"]}, "no file for method equizero"),
@@ -293,6 +303,12 @@ def test_wrong_settings_are_refused_with_their_file(tmp_path, name, content, mes
     with pytest.raises(UserError, match=message) as raised:
         load_settings(tmp_path)
     assert str(tmp_path) in str(raised.value.where)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    (tmp_path / "vanilla.yaml").write_text("method: vanilla\npaper: none\npaper: this\n")
+    with pytest.raises(UserError, match="'paper' stands twice"):
+        load_settings(tmp_path)
 
 
 def test_a_folder_without_methods_is_refused(tmp_path):

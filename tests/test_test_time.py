@@ -10,6 +10,7 @@ from eqadapt.evaluation import PassCounter
 from eqadapt.evidence import EVIDENCE, build_evidence, log_softmax
 from eqadapt.groups import CyclicGroup, RotationAction
 from eqadapt.orbit_cache import OrbitComputer, Orbits, views_of_pose
+from eqadapt.symmetrize import read_side
 from eqadapt.tasks.classification import ImagePipeline
 from eqadapt.test_time import METHODS, TestTimeMethod, Views, decide, get_method
 from eqadapt.test_time.bench import Bench
@@ -394,7 +395,9 @@ def test_a_running_backbone_gives_the_same_in_the_passes_claimed(name, live, tmp
     expected = cell.decide(method, {"quantile": 0.5}, "test", poses=[0])[0]
     outputs = Outputs(backbone)
     with PassCounter(outputs) as counter:
-        views = LiveViews(outputs, action, x, evidence, Scorer() if method.prior else None)
+        scorer, side = Scorer() if method.prior else None, read_side(backbone)
+        assert side is not None  # the images are larger, so that only the pixels read are made
+        views = LiveViews(outputs, action, x, evidence, scorer, side)
         found = decide(method, views, threshold=threshold, pose=0)
     assert counter.images == expected.passes.sum() == found.passes.sum()
     np.testing.assert_array_equal(found.prediction, expected.prediction)

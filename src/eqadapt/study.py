@@ -337,7 +337,7 @@ def parse_override(text: str) -> dict[str, Any]:
     return dict(nested)
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class UniqueKeys(yaml.SafeLoader):
     """YAML in which a key may not stand twice: the first would be lost without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -362,7 +362,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             "no such study", where=str(path), fix="give a file, e.g. config/digits.yaml"
         )
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(
             f"not readable as YAML: {error}", where=str(path), fix="correct the file there"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from eqadapt.groups import RotationAction
+from eqadapt.symmetrize import read_side
 from eqadapt.test_time.bench import Bench
 from eqadapt.test_time.live import LiveViews, Outputs
 from eqadapt.test_time.methods import METHODS, TestTimeMethod, decide
@@ -83,7 +84,8 @@ def _seconds(
     if x.is_cuda:
         torch.cuda.synchronize()
     started = time.perf_counter()
-    views = LiveViews(outputs, action, x, evidence, scorer if method.prior else None)
+    scorer = scorer if method.prior else None
+    views = LiveViews(outputs, action, x, evidence, scorer, read_side(outputs.backbone))
     decide(method, views, parameters, threshold=threshold, pose=0)
     if x.is_cuda:
         torch.cuda.synchronize()

@@ -41,6 +41,7 @@ class LiveViews(Views):
         evidence: The method's fitted evidence, or None.
         scorer: A canonicalizer's scorer (images to pose logits (N, K), or to those of pairs of
             pose and class (N, K, C)), or None.
+        size: Side of the images that the backbone reads; only those pixels are made.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class LiveViews(Views):
         x: Tensor,
         evidence: Evidence | None = None,
         scorer: nn.Module | None = None,
+        size: int | None = None,
     ) -> None:
         self.outputs, self.action, self.x, self.evidence = outputs.eval(), action, x, evidence
+        self.size = size
         poses: NDArray[Any] | None = None
         if scorer is not None:
             with torch.inference_mode():
@@ -69,7 +72,9 @@ class LiveViews(Views):
             return
         with torch.inference_mode():
             turned = self.action.undo(
-                self.x[torch.from_numpy(rows)], torch.from_numpy(views).to(self.x.device)
+                self.x[torch.from_numpy(rows)],
+                torch.from_numpy(views).to(self.x.device),
+                **({} if self.size is None else {"size": self.size}),
             )
             features, logits = (value.float().cpu().numpy() for value in self.outputs(turned))
         if self._features is None:

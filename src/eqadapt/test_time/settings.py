@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -12,7 +13,9 @@ from typing import Any
 import yaml
 
 from eqadapt.errors import UserError
-from eqadapt.test_time.methods import METHODS, TestTimeMethod, get_method
+from eqadapt.evidence import EVIDENCE, build_evidence
+from eqadapt.study import UniqueKeys
+from eqadapt.test_time.methods import METHODS, TestTimeMethod, evidence_parameters, get_method
 
 SETTINGS_FILE = "settings.yaml"
 
@@ -98,12 +101,40 @@ def _entry(path: Path) -> Entry:
             where=str(path),
             fix=f"{content['method']}.yaml",
         )
+    grid = content.get("grid", {})
     try:
         method = get_method(content["method"])
-        method.parameters({key: values[0] for key, values in content.get("grid", {}).items()})
+        for key, values in grid.items():
+            _check_values(method, key, values)
     except UserError as error:
         raise UserError(error.what, where=str(path), fix=error.fix) from error
-    return Entry(method, content["paper"], content.get("grid", {}), content.get("note", ""))
+    return Entry(method, content["paper"], grid, content.get("note", ""))
+
+
+def _check_values(method: TestTimeMethod, key: str, values: list[Any]) -> None:
+    """Stop at a hyper-parameter that is none, or at values of it of another kind than its default:
+    they would be met after the backbone's passes over the orbit."""
+    default = method.parameters({key: values[0]} if key not in method.defaults else {})[key]
+    own = evidence_parameters({key: default})
+    if own and method.evidence is None:
+        raise UserError(f"grid.{key}: {method.name!r} reads no evidence", fix="leave it out")
+    for name in own:
+        default = inspect.signature(EVIDENCE[str(method.evidence)].build).parameters.get(name)
+        default = values[0] if default is None else default.default
+    for value in values:
+        if _kind(value) != _kind(default):
+            raise UserError(
+                f"grid.{key}: {value!r} is no {_kind(default)}",
+                fix="YAML reads 1.0e-3 as a number, but 1e-3 as text",
+            )
+        for name in own:
+            build_evidence(str(method.evidence), **{name: value})
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes or no"
+    return "number" if isinstance(value, int | float) else "text"
 
 
 def _parents_first(entries: list[Entry]) -> list[Entry]:
@@ -118,7 +149,7 @@ def _parents_first(entries: list[Entry]) -> list[Entry]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"not readable as YAML: {error}", where=str(path)) from error
     if content is None:
