@@ -395,6 +395,23 @@ def fresh_id(root, entry="eqadapt.verb"):
     return code_id(entry, root=root)
 
 
+def test_a_code_digest_follows_plugins(package, monkeypatch):
+    plain = fresh_id(package)
+    plugin, whole = package / "own_methods.py", package / "own_package"
+    plugin.write_text("x = 1\n", encoding="utf-8")
+    whole.mkdir()
+    (whole / "__init__.py").write_text("", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(package))
+    monkeypatch.setenv("EQADAPT_PLUGINS", "own_methods, own_package, absent")
+    first = fresh_id(package)
+    plugin.write_text("# why\nx = 1\n", encoding="utf-8")
+    assert fresh_id(package) == first != plain
+    plugin.write_text("x = 2\n", encoding="utf-8")
+    second = fresh_id(package)
+    (whole / "part.py").write_text("y = 1\n", encoding="utf-8")
+    assert len({plain, first, second, fresh_id(package)}) == 4
+
+
 def test_a_code_digest_follows_imports(package):
     assert set(modules_of("eqadapt.verb", root=package)) == {
         "eqadapt",

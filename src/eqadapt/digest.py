@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import importlib.util
 import io
+import os
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +96,24 @@ def modules_of(*entries: str, root: Path = ROOT) -> dict[str, Path]:
     return found
 
 
+def plugin_files() -> dict[str, Path]:
+    """Python files of the modules that ``EQADAPT_PLUGINS`` names, of packages all.
+
+    Modules that are not found are left out: whoever loads them says so.
+    """
+    files: dict[str, Path] = {}
+    for name in filter(None, map(str.strip, os.environ.get("EQADAPT_PLUGINS", "").split(","))):
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            continue
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            files.update({f"{name}/{p.relative_to(folder)}": p for p in Path(folder).rglob("*.py")})
+        if spec and spec.origin and spec.origin.endswith(".py"):
+            files.setdefault(name, Path(spec.origin))
+    return files
+
+
 @functools.cache
 def without_prose(source: bytes) -> str:
     """Python source without comments, docstrings and empty lines: what is left decides results."""
@@ -117,6 +137,8 @@ def without_prose(source: bytes) -> str:
 def code_id(*entries: str, root: Path = ROOT) -> str:
     """Sixteen hex digits of SHA-256 over the code that ``entries`` run, comments left out.
 
+    The plugins that ``EQADAPT_PLUGINS`` names count as run by every entry.
+
     Args:
         *entries: Modules, e.g. ``"eqadapt.commands.train"``; imports inside this package are
             followed, also those inside functions. Data files of the package are not code.
@@ -130,7 +152,7 @@ def code_id(*entries: str, root: Path = ROOT) -> str:
     if missing:
         raise ModuleNotFoundError(f"no module {', '.join(missing)}")
     digest = hashlib.sha256()
-    for name, path in sorted(modules.items()):
+    for name, path in sorted({**modules, **plugin_files()}.items()):
         digest.update(f"{name}\n{without_prose(path.read_bytes())}\n\n".encode())
     return digest.hexdigest()[:16]
 
