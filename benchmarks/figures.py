@@ -21,6 +21,7 @@ SPEEDUPS = (
     "canonicalize_default",
     "warp",
     "optc",
+    "optc_default",
     "train_prior_same_weights",
     "train_prior_default",
     "orbit",
@@ -204,6 +205,12 @@ _PLACES = (
     (8, -9, "left"),
     (-8, 9, "right"),
     (-8, -9, "right"),
+    (0, 19, "center"),
+    (0, -19, "center"),
+    (12, 19, "left"),
+    (12, -19, "left"),
+    (-12, 19, "right"),
+    (-12, -19, "right"),
 )
 
 
