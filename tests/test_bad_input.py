@@ -1,6 +1,10 @@
 """Input that would have given a wrong result without a word, or been lost late: told early."""
 
 import json
+import signal
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pandas as pd
@@ -113,6 +117,35 @@ def test_the_checkpoint_of_another_run_is_not_taken_for_this_one(project, capsys
         )
     assert main(["predict", "--study", "study.yaml", "--set", override]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_job_that_is_told_to_end_leaves_no_half_of_a_file(tmp_path):
+    program = textwrap.dedent(
+        """
+        import argparse, sys, time
+        from eqadapt import cli
+        from eqadapt.files import atomic_path
+
+        def run(args):
+            with atomic_path(sys.argv[1]) as path:
+                path.write_bytes(b"half")
+                print("writing", flush=True)
+                time.sleep(60)
+
+        parser = argparse.ArgumentParser()
+        parser.add_argument("path")
+        parser.set_defaults(run=run, verb="write")
+        cli.build_parser = lambda only: parser
+        cli.main()
+        """
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "whole")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"writing\n"
+        assert len(list(tmp_path.iterdir())) == 1
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
 
 
 FROZEN = (

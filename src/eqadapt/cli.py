@@ -6,8 +6,10 @@ import argparse
 import importlib
 import os
 import pkgutil
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from eqadapt import __version__, commands
 from eqadapt.errors import UserError
@@ -34,6 +36,8 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; a ``UserError`` is one clear message and exit status 2."""
+    if argv is None:
+        signal.signal(signal.SIGTERM, _stop)
     argv = list(sys.argv[1:] if argv is None else argv)
     only = argv[0] if argv and argv[0] in verbs() else None
     args = build_parser(only).parse_args(argv)
@@ -45,3 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"eqadapt {args.verb}{which}: error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """End as Python ends, so that half-written files are removed: a cluster's time limit."""
+    raise SystemExit(128 + number)

@@ -91,7 +91,7 @@ def shell_prefix():
     lines = ["set -euo pipefail", f'export PATH="{Path(sys.executable).parent}:$PATH"']
     lines.append(f"STUDY={study_file()} RESULTS={RESULTS} SCRATCH={SCRATCH}")
     if STUDY.config["mirror"]:
-        lines.append(f"export EQADAPT_MIRROR={shlex.quote(STUDY.config['mirror'])}")
+        lines.append(f"export EQADAPT_MIRROR={shlex.quote(expanded(STUDY.config['mirror']))}")
     return "; ".join(lines).replace("{", "{{").replace("}", "}}") + "; "
 
 

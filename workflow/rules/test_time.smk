@@ -110,7 +110,8 @@ for cell in PLAN.cells():
             " {params.flags} 2>&1 | tee {log}"
 
 
-# All cores, so that nothing else runs beside it: it measures time.
+# All cores, so that nothing else runs beside it: it measures time. On a cluster, where the number is
+# not known here, those of any job.
 rule latency:
     input:
         predictions=run_files(PLAN.all_runs(), PREDICTIONS),
@@ -120,7 +121,7 @@ rule latency:
         f"{LOGS}/latency.log",
     conda:
         ENVIRONMENT
-    threads: workflow.cores
+    threads: workflow.resource_settings.cores or JOBS["threads"]
     resources:
         gpu=JOBS["gpu"],
         mem_mb=JOBS["mem_mb"],
