@@ -196,9 +196,39 @@ def test_a_single_image_is_warped_in_bands_to_the_same_bits(monkeypatch, interpo
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     banded = [action.act(x, torch.tensor([k]), size) for k in range(8) for size in (None, 32)]
     assert images._bands(x, action._grids(96, x.device)[1:]) == 6
-    monkeypatch.setattr(images, "WORTH_BANDS", 10**9)
+    monkeypatch.setattr(images, "LARGE_IMAGE", 10**9)
     whole = [action.act(x, torch.tensor([k]), size) for k in range(8) for size in (None, 32)]
     assert all(torch.equal(a, b) for a, b in zip(banded, whole, strict=True))
+
+
+@pytest.mark.parametrize("mask", [None, "disk"])
+@pytest.mark.parametrize("elements", [None, [7, 0, 3]])
+@pytest.mark.parametrize("size", [None, 33])
+def test_orbits_of_large_images_are_made_in_parts_to_the_same_bits(
+    monkeypatch, mask, elements, size
+):
+    action = RotationAction(CyclicGroup(8), mask=mask)
+    torch.manual_seed(0)
+    x = torch.rand(9, 3, 99, 99)
+    sizes = []
+    parts = images.RotationAction._orbit_parts
+    monkeypatch.setattr(
+        images.RotationAction,
+        "_orbit_parts",
+        lambda self, x, *rest: sizes.append(len(x)) or parts(self, x, *rest),
+    )
+    in_parts = action.orbit(x, size, elements)
+    assert sum(sizes) == 9 and len(sizes) > 1
+    monkeypatch.setattr(images, "LARGE_IMAGE", 10**9)
+    assert torch.equal(action.orbit(x, size, elements), in_parts)
+    assert len(sizes) == sizes.index(9) + 1
+
+
+def test_orbits_of_large_images_pass_gradients_on():
+    action = RotationAction(CyclicGroup(8))
+    x = torch.rand(2, 1, 65, 65, requires_grad=True)
+    action.orbit(x).sum().backward()
+    assert x.grad is not None and x.grad.sum() > 0
 
 
 def test_bands_leave_gradients_alone(monkeypatch):

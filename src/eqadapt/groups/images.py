@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from eqadapt.errors import UserError
 from eqadapt.groups.cyclic import CyclicGroup
+from eqadapt.parts import images_at_once
 
 
 def quarter_turns(x: Tensor, quarters: Tensor) -> Tensor:
@@ -62,7 +63,8 @@ def pixel_centres(side: int, size: int) -> slice | None:
 
 
 _ALL = slice(None)
-WORTH_BANDS = 64 * 64  # pixels of a warped image above which its rows are shared among threads
+# Pixels of a warped image above which its rows are shared among threads, and batches made in parts.
+LARGE_IMAGE = 64 * 64
 
 
 def _read(side: int, size: int | None) -> slice:
@@ -106,11 +108,20 @@ def _bands(x: Tensor, grid: Tensor) -> int:
     """Bands of rows in which to sample a single image: sampling shares images among threads, not
     rows. The same bytes; a small image is not worth it, and gradients would be summed by bands."""
     rows, columns = grid.shape[1:3]
-    if len(x) > 1 or x.device.type != "cpu" or rows * columns < WORTH_BANDS:
+    if len(x) > 1 or x.device.type != "cpu" or rows * columns < LARGE_IMAGE:
         return 1
     if torch.is_grad_enabled() and x.requires_grad:
         return 1
     return max(n for n in range(1, torch.get_num_threads() + 1) if rows % n == 0)
+
+
+def _worth_caches(x: Tensor) -> bool:
+    """Whether to make orbits a few images at a time: large ones on a CPU, where no gradient has to
+    find its way back through them."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    large = len(x) > 1 and x.shape[-1] ** 2 > LARGE_IMAGE
+    return large and not (torch.is_grad_enabled() and x.requires_grad)
 
 
 class RotationAction:
@@ -295,10 +306,28 @@ class RotationAction:
         Returns:
             (B, K, C, H, H), or (B, K, C, size, size).
         """
+        self._check(x)
+        if _worth_caches(x):
+            return self._orbit_in_caches(x, size, elements)
         views: dict[int, Tensor] = {}
         for places, made in self._orbit_parts(x, size, elements):
             views.update(zip(places, made.unbind(1), strict=True))
         return torch.stack([views[place] for place in range(len(views))], dim=1)
+
+    def _orbit_in_caches(
+        self, x: Tensor, size: int | None, elements: Sequence[int] | None
+    ) -> Tensor:
+        """``orbit`` for a few images at a time, what lies between views and result kept small."""
+        at = _read(x.shape[-1], size)
+        count = self.group.order if elements is None else len(elements)
+        out = x.new_empty(len(x), count, x.shape[1], *x[0, 0, at, at].shape)
+        at_once = images_at_once(count * x[:1].nbytes, torch.get_num_threads())
+        for start in range(0, len(x), at_once):
+            some = slice(start, start + at_once)
+            for places, made in self._orbit_parts(x[some], size, elements):
+                for place, views in zip(places, made.unbind(1), strict=True):
+                    out[some, place].copy_(views)
+        return out
 
     def orbit_as_made(
         self, x: Tensor, size: int | None = None, elements: Sequence[int] | None = None
