@@ -1,5 +1,6 @@
 """Input that would have given a wrong result without a word, or been lost late: told early."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -183,18 +184,26 @@ def test_weights_that_another_recipe_gave_are_not_started_from(
 
 
 def test_progress_that_other_code_left_is_not_gone_on_with(project, monkeypatch):
-    study = load_study("study.yaml")
+    study = load_study("study.yaml", ["train.epochs=3"])
     files = StudyFiles(project / "other", project / "scratch", project / "data" / "prepared")
     (run,) = study.runs()
 
-    def epochs_trained():
+    def epochs_trained(until=3):
         said = []
-        StudyRunner(study, files, said.append).train(run)
-        return len(said)
 
-    assert (epochs_trained(), epochs_trained()) == (1, 0)  # the second finds it finished
+        def say(line):
+            said.append(line)
+            if len(said) == until:
+                raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt):
+            StudyRunner(study, files, say).train(run)
+        return [line.split()[2] for line in said]
+
+    assert epochs_trained(until=1) == ["0"]
+    assert epochs_trained(until=1) == ["1"]
     monkeypatch.setattr("eqadapt.runs.code_id", lambda *modules: "of another commit")
-    assert epochs_trained() == 1
+    assert epochs_trained() == ["0", "1", "2"]
 
 
 def test_a_model_that_diverged_in_its_last_step_is_not_kept(tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from eqadapt import checkpoint, distributed
+from eqadapt import checkpoint, distributed, kept_runs
 from eqadapt.adaptation import (
     ImageKind,
     build_backbone,
@@ -42,6 +42,8 @@ from eqadapt.zero_shot import write_class_vectors
 
 # The code that decides what training gives: progress that other code left is not gone on with.
 TRAINING_CODE = ("eqadapt.training", "eqadapt.adaptation")
+# The code that decides what a finished run leaves, which the workflow trains again after.
+RUN_CODE = "eqadapt.commands.train"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,15 @@ class StudyFiles:
     def state(self, stem: str) -> Path:
         """Progress of a run or a pretraining."""
         return self.scratch / "states" / f"{stem}.safetensors"
+
+    def finished(self, run: Run) -> Path:
+        """Copies of what a finished run left."""
+        return self.scratch / "finished" / run.stem
+
+    def run_files(self, run: Run) -> list[Path]:
+        """Checkpoint, history and record of a run."""
+        folder = self.run_folder(run)
+        return [self.checkpoint(run), folder / "history.csv", folder / "run.json"]
 
     def predictions(self, run: Run) -> Path:
         """The predictions file of a run."""
@@ -155,6 +166,7 @@ class StudyRunner:
         self.study, self.files = study, files
         self.say = say if distributed.is_first() else _silent
         self.device = choose_device(study.config["device"])
+        self.provenance = provenance(self.device)  # of the code that was loaded, not of later edits
         self._splits: dict[str, SplitData] = {}
 
     def prepared_folder(self, dataset: str) -> Path:
@@ -313,15 +325,50 @@ class StudyRunner:
             built.add(of)
 
     def train(self, run: Run) -> None:
-        """Train one run, or take it from its finished state, and write its folder."""
-        recipe = self.study.recipe(run)
+        """Train one run and write its folder; one that was finished before is given back.
+
+        A copy is kept of what it leaves, until the run is another one or its code is.
+        """
+        recipe, kept = self.study.recipe(run), self.files.finished(run)
+        decided_by, files = self._decided_by(run, recipe), self.files.run_files(run)
+        finished = kept_runs.holds(kept, decided_by, files)
+        distributed.agree(int(finished), "whether the run is finished")
+        if not finished:
+            self._train(run, recipe)
+        if distributed.is_first():
+            if finished:
+                kept_runs.give_back(kept, files)
+                self.say(f"{run.stem}  was finished before; to train it again remove {kept}")
+            else:
+                kept_runs.keep(kept, decided_by, files)
+            self.forget_states([run.stem])
+        distributed.wait()  # for the files, which later runs may start from
+
+    def _decided_by(self, run: Run, recipe: dict[str, Any]) -> dict[str, Any]:
+        """Whatever decides the files of a run."""
+        start, begins = self.study.start(run), []  # a weights file of the user's: see its checksum
+        if start is not None:
+            begins.append(self.files.checkpoint(start))
+        if recipe["backbone"]["weights"] == "pretrain":
+            begins.append(self.files.pretrained(run.dataset, run.backbone))
+        if "scorer_start" in recipe["train"]:
+            begins += filter(None, [self.study.scorer_start(run)])
+        return {
+            **run.as_dict(),
+            **self._identity(run),
+            "begins_with": [sha256_file(path) for path in begins if path.is_file()],
+            "code": code_id(RUN_CODE),
+            **{key: self.provenance[key] for key in ("device", "torch")},
+            "processes": distributed.size(),
+        }
+
+    def _train(self, run: Run, recipe: dict[str, Any]) -> None:
         data, model = self.data(run.dataset), self.model(run, recipe)
         added = count_parameters(model) - count_parameters(model.backbone)
         identity = self._identity(run)
         trainer = self.trainer(run, recipe, model, run.stem, [identity, run.stem])
         result = trainer.run()
         if not distributed.is_first():
-            distributed.wait()  # for the files, which later runs may start from
             return
         folder = self.files.run_folder(run)
         write_history(folder / "history.csv", result.history)
@@ -330,7 +377,7 @@ class StudyRunner:
             {
                 **run.as_dict(),
                 **identity,
-                **provenance(self.device),
+                **self.provenance,
                 "n_train": len(data.train.labels),
                 **({"processes": distributed.size()} if distributed.size() > 1 else {}),
                 "train_seconds": round(result.seconds, 3),
@@ -343,10 +390,9 @@ class StudyRunner:
         described = description(recipe, data.kind)
         meta = {**run.as_dict(), **identity, "params_added": added, **described}
         checkpoint.save(self.files.checkpoint(run), model.state_dict(), meta)
-        distributed.wait()
 
     def forget_states(self, stems: Sequence[str]) -> None:
-        """Remove the progress of runs whose outputs are all written."""
+        """Remove the progress of runs that are finished."""
         for stem in stems if distributed.is_first() else ():
             self.files.state(stem).unlink(missing_ok=True)
 
@@ -381,17 +427,29 @@ class StudyRunner:
 
         A method that trains nothing of its own loads the checkpoint of the method it names.
         """
-        recipe = self.study.recipe(run)
-        model = self.model(run, recipe)
+        model = self._shell(run)
         path = self.files.checkpoint(run.source)
         tensors, meta = checkpoint.load(path)
         _check_origin(path, meta, self._origin(run.source))
         load_state(model, tensors, str(path))
         return model.eval()
 
-    def _added_parameters(self, run: Run, recipe: dict[str, Any]) -> int:
+    def _shell(self, run: Run) -> Symmetrized:
+        """The model of a run for a checkpoint's weights: others are neither loaded nor fetched.
+
+        A zero-shot classifier is more than its checkpoint, and made whole.
+        """
+        recipe = self.study.recipe(run)
+        if is_zero_shot(recipe["backbone"]):
+            return self.model(run, recipe)
+        kind = self.data(run.dataset).kind
+        recipe = {**recipe, "backbone": {**recipe["backbone"], "weights": "scratch"}}
+        backbone = build_backbone(recipe, kind)
+        return build_model(recipe, run.method, run.group, kind, backbone).to(self.device)
+
+    def _added_parameters(self, run: Run) -> int:
         """Parameters beside the backbone's, as trained: an exported scorer has more, expanded."""
-        model = self.model(run, recipe)
+        model = self._shell(run)
         return count_parameters(model) - count_parameters(model.backbone)
 
     def predict(self, run: Run) -> None:
@@ -422,7 +480,7 @@ class StudyRunner:
             "poses": evaluate["poses"],
             "classes": list(data.test.classes),
             "backbone_passes": found.passes,
-            "params_added": self._added_parameters(run, recipe),
+            "params_added": self._added_parameters(run),
             "params_backbone": count_parameters(model.backbone),
             "mask": image["mask"],
             "reduced": self.study.config["reduced"],

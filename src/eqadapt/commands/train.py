@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train; progress is removed only when every run has written its files."""
+    """Train; runs that were finished before are given back."""
     from eqadapt import distributed
     from eqadapt.runs import select_runs
     from eqadapt.study import load_study
@@ -33,4 +33,3 @@ def run(args: argparse.Namespace) -> None:
         runner.check_scorers(runs)
         for one in runs:
             runner.train(one)
-        runner.forget_states([one.stem for one in runs])
