@@ -436,6 +436,15 @@ def test_a_code_digest_changes_with_code_that_runs_and_with_nothing_else(package
     assert fresh_id(package) != before
 
 
+def test_training_does_not_depend_on_where_data_come_from():
+    # Else one more data set would call for all results to be made again.
+    assert "eqadapt.datasets.sources.digits" in modules_of("eqadapt.commands.prepare")
+    for verb in ("train", "pretrain", "predict"):
+        followed = modules_of(f"eqadapt.commands.{verb}")
+        assert "eqadapt.datasets.prepared" in followed
+        assert not [name for name in followed if name.startswith("eqadapt.datasets.sources")]
+
+
 def test_a_code_digest_of_nothing_is_an_error(package):
     with pytest.raises(ModuleNotFoundError, match=r"eqadapt\.none"):
         fresh_id(package, "eqadapt.none")

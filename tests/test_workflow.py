@@ -376,6 +376,14 @@ def test_a_killed_training_goes_on_and_ends_the_same(project, tmp_path):
         other = folder / "results" / "killed" / "runs" / path.parent.name / path.name
         assert path.read_bytes() == other.read_bytes()
 
+    shared = ("seeds=[0, 1]", "jobs={share: seeds}")
+    (more,) = snakemake(folder, ["runs", *study, "study=killed", *shared, "--cores", "1"])
+    assert more.status == 0, more.said[-3000:]
+    assert set(re.findall(r"seed(\d)  epoch", more.said)) == {"1"}
+    for path in found:
+        other = folder / "results" / "killed" / "runs" / path.parent.name / path.name
+        assert path.read_bytes() == other.read_bytes()
+
 
 def kill_training(log, sign, patience=300):
     """End the training whose log says ``sign``, as a full machine would."""

@@ -14,8 +14,16 @@ from pathlib import Path
 
 PACKAGE = "eqadapt"
 ROOT = Path(__file__).parent
-# What these give a step is tracked by its value (recipes), or describes a result without being it.
-NOT_FOLLOWED = frozenset({"eqadapt.study", "eqadapt.study_rules", "eqadapt.provenance"})
+# What these give a step is tracked by its value (recipes, names of prepared data, whose bytes are
+# inputs), or describes a result without being it.
+NOT_FOLLOWED = frozenset(
+    {
+        "eqadapt.study",
+        "eqadapt.study_rules",
+        "eqadapt.provenance",
+        "eqadapt.datasets.variants",
+    }
+)
 
 
 def module_file(name: str, root: Path = ROOT) -> Path | None:
