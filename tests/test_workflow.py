@@ -123,6 +123,7 @@ def test_every_study_lints_and_plans_each_of_its_runs(plans, path):
     assert jobs.get("poses", 0) == (scored if test_time else 0)
     pretrained = [b for b in study.config["backbones"].values() if b["weights"] == "pretrain"]
     assert jobs.get("pretrain", 0) == len(pretrained) * len(datasets)
+    assert jobs.get("hub_weights", 0) == len(study.hub_models())
     preparations = {study.preparation(name) for name in datasets}
     assert jobs["prepare"] == len(preparations)
     assert jobs["verify"] == jobs["download"] == len({p.source for p in preparations})

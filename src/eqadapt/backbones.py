@@ -159,21 +159,38 @@ def to_size(x: Tensor, size: int) -> Tensor:
     return F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
+HUB_FILES = Path("data/weights")
+
+
+def hub_file(model: str) -> Path:
+    """Where timm's pretrained weights of a model lie, once they are fetched."""
+    return HUB_FILES / f"{model}.safetensors"
+
+
+def unknown_backbone(model: str) -> UserError:
+    """What to raise of a name that neither timm nor this project knows."""
+    import timm
+
+    near = difflib.get_close_matches(model, timm.list_models(), 5)
+    return UserError(
+        f"unknown backbone {model!r}",
+        fix=f"a name of timm, e.g. {', '.join(near) or 'resnet50'}; or one of ours: "
+        f"{', '.join(sorted(_SMALL))}, {', '.join(f'cifar_resnet{d}' for d in _CIFAR_DEPTHS)}",
+    )
+
+
 def _timm_network(model: str, pretrained: bool, **options: Any) -> nn.Module:
     import timm
 
     small_stem = options.pop("small_stem", False)
+    if pretrained and hub_file(model).is_file():
+        options["pretrained_cfg_overlay"] = {"file": str(hub_file(model)), "custom_load": False}
     try:
         network = timm.create_model(model, pretrained=pretrained, **options)
     except RuntimeError as error:
         if "Unknown model" not in str(error):
             raise
-        near = difflib.get_close_matches(model, timm.list_models(), 5)
-        raise UserError(
-            f"unknown backbone {model!r}",
-            fix=f"a name of timm, e.g. {', '.join(near) or 'resnet50'}; or one of ours: "
-            f"{', '.join(sorted(_SMALL))}, {', '.join(f'cifar_resnet{d}' for d in _CIFAR_DEPTHS)}",
-        ) from error
+        raise unknown_backbone(model) from error
     except OSError as error:  # no hub
         raise UserError(
             f"the pretrained weights of {model} cannot be had: {error}",

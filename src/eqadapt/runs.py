@@ -22,7 +22,7 @@ from eqadapt.adaptation import (
     choose_device,
     start_scorer,
 )
-from eqadapt.backbones import Backbone, count_parameters, load_state
+from eqadapt.backbones import Backbone, count_parameters, hub_file, load_state
 from eqadapt.datasets import prepared
 from eqadapt.digest import code_id
 from eqadapt.errors import UserError
@@ -36,7 +36,7 @@ from eqadapt.study import Run, Study
 from eqadapt.study_rules import is_zero_shot
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import ImagePipeline
-from eqadapt.trained import description, for_inference
+from eqadapt.trained import description, for_inference, without_weights
 from eqadapt.training import HISTORY_COLUMNS, LabelledImages, Row, Trainer
 from eqadapt.zero_shot import write_class_vectors
 
@@ -353,6 +353,7 @@ class StudyRunner:
             begins.append(self.files.pretrained(run.dataset, run.backbone))
         if "scorer_start" in recipe["train"]:
             begins += filter(None, [self.study.scorer_start(run)])
+        begins += map(hub_file, self.study.hub_models([run]))
         return {
             **run.as_dict(),
             **self._identity(run),
@@ -378,6 +379,7 @@ class StudyRunner:
                 **run.as_dict(),
                 **identity,
                 **self.provenance,
+                **self._hub_weights(run),
                 "n_train": len(data.train.labels),
                 **({"processes": distributed.size()} if distributed.size() > 1 else {}),
                 "train_seconds": round(result.seconds, 3),
@@ -390,6 +392,12 @@ class StudyRunner:
         described = description(recipe, data.kind)
         meta = {**run.as_dict(), **identity, "params_added": added, **described}
         checkpoint.save(self.files.checkpoint(run), model.state_dict(), meta)
+
+    def _hub_weights(self, run: Run) -> dict[str, dict[str, str]]:
+        """SHA-256 of the files of pretrained weights that a run begins with, where it has any."""
+        files = {model: hub_file(model) for model in self.study.hub_models([run])}
+        sums = {model: sha256_file(path) for model, path in files.items() if path.is_file()}
+        return {"hub_weights": sums} if sums else {}
 
     def forget_states(self, stems: Sequence[str]) -> None:
         """Remove the progress of runs that are finished."""
@@ -442,8 +450,7 @@ class StudyRunner:
         recipe = self.study.recipe(run)
         if is_zero_shot(recipe["backbone"]):
             return self.model(run, recipe)
-        kind = self.data(run.dataset).kind
-        recipe = {**recipe, "backbone": {**recipe["backbone"], "weights": "scratch"}}
+        kind, recipe = self.data(run.dataset).kind, without_weights(recipe)
         backbone = build_backbone(recipe, kind)
         return build_model(recipe, run.method, run.group, kind, backbone).to(self.device)
 

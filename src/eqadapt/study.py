@@ -19,7 +19,7 @@ from eqadapt.datasets.variants import Preparation
 from eqadapt.errors import UserError
 from eqadapt.files import json_dumps
 from eqadapt.methods import get_method
-from eqadapt.study_rules import knows_classes, validated
+from eqadapt.study_rules import knows_classes, timm_names, validated
 
 TASK = "classification"
 
@@ -268,6 +268,21 @@ class Study:
         if pattern is None or get_method(run.method).scorer != "image":
             return None
         return Path(expanded(pattern.format(**run.as_dict())))
+
+    def hub_models(self, runs: Sequence[Run] | None = None) -> list[str]:
+        """The models of timm whose pretrained weights these runs begin with; None: all runs.
+
+        Backbones, and scorers of poses.
+        """
+        sections = list(self.config["backbones"].values()) if runs is None else []
+        for run in self.trained_runs() if runs is None else runs:
+            recipe = self.recipe(run)
+            sections.append(recipe["backbone"])
+            scorer = recipe["scorer"]
+            if get_method(run.method).scorer == "image" and scorer.get("pretrained"):
+                sections.append({"model": scorer.get("model"), "weights": "pretrained"})
+        models = {str(s["model"]) for s in sections if s["weights"] == "pretrained"}
+        return sorted(model for model in models if model.split(".")[0] in timm_names())
 
     def missing_weights(self) -> list[str]:
         """What to say of weights files that are not there; the study's mirror is theirs too."""

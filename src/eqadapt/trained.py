@@ -38,6 +38,14 @@ def description(recipe: Mapping[str, Any], kind: ImageKind) -> dict[str, Any]:
     }
 
 
+def without_weights(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe whose networks begin anew: those of a checkpoint are loaded into them."""
+    scorer = recipe["scorer"]
+    if scorer.get("pretrained"):
+        scorer = {**scorer, "pretrained": False}
+    return {**recipe, "backbone": {**recipe["backbone"], "weights": "scratch"}, "scorer": scorer}
+
+
 def load_trained(path: str | Path, method: str | None = None) -> Symmetrized:
     """The model of a run for inference, on the CPU.
 
@@ -71,8 +79,7 @@ def load_trained(path: str | Path, method: str | None = None) -> Symmetrized:
         raise UserError(
             f"{found.name} is not evaluated with a checkpoint of {meta['method']}", where=str(path)
         )
-    backbone = {**section["backbone"], "weights": "scratch"}
-    recipe = {**section, "backbone": backbone, "evaluate": {"samples": section["samples"]}}
+    recipe = {**without_weights(section), "evaluate": {"samples": section["samples"]}}
     kind = ImageKind(section["channels"], section["classes"])
     model = build_model(recipe, found, meta["group"], kind, build_backbone(recipe, kind))
     load_state(model, tensors, str(path))

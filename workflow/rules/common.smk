@@ -55,6 +55,7 @@ HISTORY = f"{RESULTS}/runs/{RUN}/history.csv"
 RECORD = f"{RESULTS}/runs/{RUN}/run.json"
 PREDICTIONS = f"{RESULTS}/predictions/{RUN}.parquet"
 GALLERY = f"{RESULTS}/galleries/{RUN}.safetensors"
+HUB_FILE = "data/weights/{model}.safetensors"
 PRETRAINED = f"{RESULTS}/pretrained/{{dataset}}-{{backbone}}.safetensors"
 ORBITS = f"data/orbits/{STUDY.name}/{{dataset}}-{{backbone}}-{{group}}-{{split}}.safetensors"
 POSES = f"data/orbits/{STUDY.name}/poses/{RUN}-{{split}}.safetensors"
@@ -66,6 +67,7 @@ wildcard_constraints:
     dataset=r"[A-Za-z0-9_]+",
     preparation=r"[A-Za-z0-9_]+(-v[0-9.]+)?(-s[0-9]+)?",
     backbone=r"[A-Za-z0-9_]+",
+    model=r"[A-Za-z0-9_.]+",
     regime="joint|frozen",
     method=r"[A-Za-z0-9_]+",
     group=r"C\d+",
@@ -96,6 +98,9 @@ def shell_prefix():
 
 
 shell.prefix(shell_prefix())
+
+# timm's pretrained weights are fetched once, where there is a network, and are inputs then.
+HUB_FILES = expand(HUB_FILE, model=STUDY.hub_models())
 
 # Weights files of the user's are tracked by their checksums, not as inputs: a study can be planned
 # where they are not, but not begun.

@@ -1,6 +1,7 @@
-"""Raw archives to prepared splits, shared by all studies.
+"""Raw archives to prepared splits, and pretrained weights; shared by all studies.
 
 data/raw/{dataset}/source.json, verified.json -> data/prepared/{preparation}/{split}.safetensors
+data/weights/{model}.safetensors
 
 A preparation is a data set's name, with its options behind where they are not the data set's own.
 """
@@ -73,8 +74,25 @@ rule prepare:
         " 2>&1 | tee {log}"
 
 
+rule hub_weights:
+    output:
+        HUB_FILE,
+    log:
+        "logs/data/{model}-weights.log",
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    message:
+        "fetch the pretrained weights of {wildcards.model}"
+    shell:
+        "python -m eqadapt weights --model {wildcards.model} --out {output} 2>&1 | tee {log}"
+
+
 rule data:
     input:
+        HUB_FILES,
         expand(
             PREPARED_SPLIT,
             preparation={STUDY.preparation(name).name: None for name in STUDY.config["datasets"]},
@@ -86,4 +104,5 @@ rule data:
 
 localrules:
     download,
+    hub_weights,
     data,

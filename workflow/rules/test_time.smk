@@ -11,6 +11,7 @@ rule orbits:
     input:
         data=prepared_splits,
         pretrained=pretraining,
+        hub=HUB_FILES,
     output:
         caches=expand(ORBITS, group=STUDY.config["groups"], split=SPLITS, allow_missing=True),
     log:

@@ -45,6 +45,7 @@ for part in parts("train", STUDY.trained_runs()):
         input:
             data=prepared_splits,
             pretrained=pretraining,
+            hub=HUB_FILES,
             starts=part.starts,
         output:
             checkpoints=part.files(CHECKPOINT),
