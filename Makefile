@@ -3,7 +3,7 @@
 # make test                       the fast tests;  make slow-test: those that train
 # make lint                       style and types of code, workflow and studies
 # make bench                      speed against the peers, to results/benchmarks
-# make adopt                      after `dvc pull`: take the files there are for up to date
+# make adopt                      after `dvc pull`: take the default study's files for up to date
 # make clean                      remove .venv, logs and caches; data, results and progress stay
 #
 # ARGS="-n" goes to snakemake. PYTHON=/path/to/python3.12 picks the Python (3.11, 3.12) of .venv.
@@ -45,8 +45,10 @@ bench: .venv/peers/.ready
 	@touch $@
 
 adopt: $(READY)
-	@dvc status -q || { echo "files differ from dvc.lock (see dvc status): dvc pull first" >&2; exit 1; }
-	snakemake --configfile $(STUDY) --touch --forceall --cores 1 --quiet all
+	@code=0; dvc status -q || code=$$?; case $$code in 0) ;; \
+	  1) echo "files differ from dvc.lock (see dvc status): dvc pull first" >&2; exit 1 ;; \
+	  *) echo "dvc status failed: see what it says" >&2; exit 1 ;; esac
+	snakemake --configfile config/digits.yaml --touch --forceall --cores 1 --quiet all
 
 # The lock names every package with its hashes, so nothing is resolved (--no-deps), and the package
 # itself is built with the setuptools of the lock (--no-build-isolation), without a network.
