@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eqadapt.groups import CyclicGroup, RotationAction
+from eqadapt.image_store import HostImages
 from eqadapt.symmetrize import read_side
 
 
@@ -25,7 +26,7 @@ from eqadapt.symmetrize import read_side
 def pose_targets(
     backbone: nn.Module,
     action: RotationAction,
-    images: Tensor,
+    images: Tensor | HostImages,
     labels: Tensor,
     to_act_size: Callable[[Tensor], Tensor],
     temperature: float,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from eqadapt.errors import UserError
 from eqadapt.groups import RotationAction
+from eqadapt.image_store import HostImages
 from eqadapt.methods import Method
 from eqadapt.pass_once import passing_once
 from eqadapt.symmetrize import Output, Symmetrized
@@ -40,7 +41,7 @@ class PassCounter:
 
 
 def batches(
-    images: Tensor, pipeline: ImagePipeline, action: RotationAction, batch_size: int
+    images: Tensor | HostImages, pipeline: ImagePipeline, action: RotationAction, batch_size: int
 ) -> Iterator[tuple[slice, Tensor]]:
     """Images at the acting size, masked where the action masks, batch by batch."""
     for start in range(0, len(images), batch_size):
@@ -50,7 +51,11 @@ def batches(
 
 @torch.no_grad()
 def orbit_accuracy(
-    model: Symmetrized, images: Tensor, labels: Tensor, pipeline: ImagePipeline, batch_size: int
+    model: Symmetrized,
+    images: Tensor | HostImages,
+    labels: Tensor,
+    pipeline: ImagePipeline,
+    batch_size: int,
 ) -> dict[str, float | int | None]:
     """Accuracy upright and over the orbit of the model's own group, and the identity rate.
 
@@ -136,7 +141,7 @@ def _forward(
 def predict_orbit(
     model: Symmetrized,
     method: Method,
-    images: Tensor,
+    images: Tensor | HostImages,
     labels: Tensor,
     index: Tensor,
     pipeline: ImagePipeline,
@@ -146,7 +151,7 @@ def predict_orbit(
     """Run a model on every image in every pose of ``poses``.
 
     Args:
-        model: The trained model, on the device of ``images``.
+        model: The trained model, on the device of ``labels``.
         method: Its registry entry.
         images: (N, C, h, h) uint8 test images.
         labels: (N,) int64.

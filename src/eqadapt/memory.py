@@ -1,9 +1,12 @@
-"""What is said where a device's memory does not hold a batch."""
+"""How much memory is free, and what is said where a device's does not hold a batch."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -11,6 +14,15 @@ from eqadapt.errors import UserError
 
 # RuntimeErrors like any other, but for this: of a CPU, and of a GPU that others fill, too.
 SAID = ("can't allocate memory", "STATUS_ALLOC_FAILED")
+
+
+def available_bytes() -> int:
+    """Bytes of the host's memory that are free; of systems other than Linux, half of all."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        return 1024 * int(re.findall(r"^MemAvailable:\s*(\d+) kB", text, re.MULTILINE)[0])
+    except (OSError, IndexError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from eqadapt.errors import UserError
 from eqadapt.evaluation import OrbitPredictions, gallery, predict_orbit
 from eqadapt.files import atomic_path, json_dumps, sha256_file, write_json, write_text
 from eqadapt.groups import RotationAction, parse_group
+from eqadapt.image_store import on_device
 from eqadapt.memory import room_for
 from eqadapt.methods import get_method
 from eqadapt.provenance import provenance
@@ -179,7 +180,7 @@ class StudyRunner:
             options = self.study.config["datasets"][dataset]
             folder = self.prepared_folder(dataset)
             train, validation = (
-                prepared.load(folder, split, limit=options[limit], check=True)
+                prepared.load(folder, split, limit=options[limit], check=True, mapped=None)
                 for split, limit in (("train", "limit_train"), ("validation", "limit_test"))
             )
             check_alike(folder, train, validation)
@@ -193,7 +194,7 @@ class StudyRunner:
             self.study.config["datasets"][dataset]["limit_test"],
             self.prepared_folder(dataset),
         )
-        test = prepared.load(folder, "test", limit=limit, check=True)
+        test = prepared.load(folder, "test", limit=limit, check=True, mapped=None)
         check_alike(folder, train, test)
         return test
 
@@ -468,7 +469,8 @@ class StudyRunner:
         poses = RotationAction(
             parse_group(evaluate["poses"]), image["interpolation"], image["padding"], image["mask"]
         )
-        images, labels = data.test.images.to(self.device), data.test.labels.to(self.device)
+        images = on_device(data.test.images, self.device)
+        labels = data.test.labels.to(self.device)
         torch.manual_seed(run.seed)  # methods that draw poses
         with room_for(evaluate["batch_size"], "evaluate.batch_size"):
             found = predict_orbit(

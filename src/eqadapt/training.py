@@ -25,6 +25,7 @@ from eqadapt.adaptation import ImageScorer
 from eqadapt.distillation import moved_targets, pose_targets
 from eqadapt.errors import UserError
 from eqadapt.evaluation import orbit_accuracy
+from eqadapt.image_store import HostImages, on_device, strided
 from eqadapt.losses import classwise_prior_loss, prior_loss
 from eqadapt.memory import room_for
 from eqadapt.methods import Method
@@ -70,17 +71,27 @@ class Scored:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images (N, C, h, h) uint8 and labels (N,) int64, on one device."""
+    """Images (N, C, h, h) uint8 and labels (N,) int64, both for one device."""
 
-    images: Tensor
+    images: Tensor | HostImages
     labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device) -> LabelledImages:
-        """The same on ``device``."""
-        return LabelledImages(self.images.to(device), self.labels.to(device))
+        """The same for ``device``, which holds the images where it has room for them."""
+        assert isinstance(self.images, Tensor)
+        return LabelledImages(on_device(self.images, device), self.labels.to(device))
+
+    def announce(self, batches: Tensor) -> None:
+        """Say which rows ``batch`` will be asked for: (S, B) int64 on the host."""
+        if isinstance(self.images, HostImages):
+            self.images.expect(batches)
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """The images of the next batch that was announced, whose rows these are."""
+        return self.images.take() if isinstance(self.images, HostImages) else self.images[rows]
 
     def sample(self, count: int) -> LabelledImages:
         """At most ``count`` of them, always the same ones."""
@@ -257,8 +268,10 @@ class Trainer:
         if self.frozen:
             self.model.backbone.eval()
         batch = min(options["batch_size"], len(self.data))
-        order = torch.randperm(len(self.data)).to(self.device)
+        order = torch.randperm(len(self.data))
         batches = order[: len(order) // batch * batch].view(-1, batch)
+        self.data.announce(batches)
+        batches = batches.to(self.device)
         totals = torch.zeros(4, device=self.device)
         for number, rows in enumerate(batches):
             self.number = number
@@ -324,7 +337,7 @@ class Trainer:
         method, action = self.method, self.model.action
         part = distributed.part(len(rows))
         labels = self.data.labels[rows[part]]
-        x, mirrored = self.pipeline.augmented(self.data.images[rows], part)
+        x, mirrored = self.pipeline.augmented(self.data.batch(rows), part)
         x = action.masked(x)
         classes = self._taught(x, labels)
         pose = torch.zeros(len(x), dtype=torch.long, device=x.device)
@@ -433,9 +446,10 @@ class Trainer:
 
     def _validate(self) -> Row:
         distributed.share_buffers(self.model)
+        rank, size = distributed.rank(), distributed.size()
         images, labels = (
-            values[distributed.rank() :: distributed.size()]
-            for values in (self.validation.images, self.validation.labels)
+            strided(self.validation.images, rank, size),
+            self.validation.labels[rank::size],
         )
         batch_size = self.recipe["evaluate"]["batch_size"]
         with room_for(batch_size, "evaluate.batch_size"):

@@ -19,6 +19,7 @@ from eqadapt.adaptation import ImageScorer
 from eqadapt.errors import UserError
 from eqadapt.evaluation import batches
 from eqadapt.files import write_text
+from eqadapt.image_store import on_device
 from eqadapt.methods import get_method
 from eqadapt.runs import StudyRunner
 from eqadapt.study import Run
@@ -89,7 +90,7 @@ def measure(runner: StudyRunner, run: Run, model: Symmetrized, target: str) -> T
     assert isinstance(model.scorer, ImageScorer)
     recipe, test, action = runner.study.recipe(run), runner.data(target).test, model.action
     pipeline = ImagePipeline.from_recipe(recipe)
-    images = test.images.to(runner.device)
+    images = on_device(test.images, runner.device)
     order = action.group.order
     right = torch.zeros(order, dtype=torch.long, device=runner.device)
     for _, x in batches(images, pipeline, action, recipe["evaluate"]["batch_size"]):

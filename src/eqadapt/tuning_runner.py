@@ -12,6 +12,7 @@ import torch
 from eqadapt.datasets import prepared
 from eqadapt.evaluation import predict_orbit
 from eqadapt.groups import RotationAction, parse_group
+from eqadapt.image_store import on_device
 from eqadapt.methods import get_method
 from eqadapt.runs import StudyFiles, StudyRunner
 from eqadapt.study import Run, Study, load_study, merge
@@ -59,7 +60,7 @@ class ValidationRunner(StudyRunner):
             found = predict_orbit(
                 model,
                 get_method(run.method),
-                data.images.to(self.device),
+                on_device(data.images, self.device),
                 data.labels.to(self.device),
                 data.index,
                 ImagePipeline.from_recipe(recipe),

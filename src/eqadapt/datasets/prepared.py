@@ -81,7 +81,7 @@ def load(
     limit: int | None = None,
     *,
     check: bool = False,
-    mapped: bool = False,
+    mapped: bool | None = False,
 ) -> Prepared:
     """Load a split.
 
@@ -91,14 +91,17 @@ def load(
         limit: Keep a fixed stratified sample of at most so many images; a smaller limit keeps a
             part of what a larger one does.
         check: Compare the bytes with the checksum in the metadata.
-        mapped: Leave the images in the file and read them on use, for data larger than memory;
-            ``images`` is then a view in channels-last order.
+        mapped: Leave the images in the file and read them on use; ``images`` is then a view in
+            channels-last order. None: where they would take more than a quarter of the memory
+            that is free.
 
     Raises:
         UserError: The split is not prepared, or the file is not what was written.
     """
     import torch
     from safetensors import safe_open
+
+    from eqadapt.memory import available_bytes
 
     metadata = read_metadata(folder, split)
     path = split_path(folder, split)
@@ -112,6 +115,8 @@ def load(
         rows = torch.from_numpy(stratified_sample(labels.numpy(), limit, _LIMIT_SEED))
         images, labels, index = images[rows], labels[rows], index[rows]
     images = images.permute(0, 3, 1, 2)
+    if mapped is None:
+        mapped = images.nbytes > available_bytes() / 4
     if not mapped:
         images, labels, index = images.contiguous(), labels.clone(), index.clone()
     return Prepared(images, labels, index, _classes(path, metadata, labels), metadata)
