@@ -179,7 +179,8 @@ def build_backbone(
     if zero_shot:
         return backbone
     if source == "file":
-        load_weights_file(network, section["file"], section["sha256"])
+        new_head = section.get("new_head", False)
+        load_weights_file(network, section["file"], section["sha256"], new_head)
     elif weights is not None:
         tensors, _ = checkpoint.load(weights)
         load_state(backbone, checkpoint.without_prefix("backbone", tensors), str(weights))

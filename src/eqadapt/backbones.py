@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from eqadapt.errors import UserError
 from eqadapt.files import sha256_file
+from eqadapt.folded_networks import fold_norms, holds_layers, read_layers, state_of_layers
 from eqadapt.groups.images import pixel_centres
 from eqadapt.parts import in_parts
 
@@ -182,7 +183,7 @@ def unknown_backbone(model: str) -> UserError:
 def _timm_network(model: str, pretrained: bool, **options: Any) -> nn.Module:
     import timm
 
-    small_stem = options.pop("small_stem", False)
+    small_stem, folded = options.pop("small_stem", False), options.pop("folded", False)
     if pretrained and hub_file(model).is_file():
         options["pretrained_cfg_overlay"] = {"file": str(hub_file(model)), "custom_load": False}
     try:
@@ -202,7 +203,7 @@ def _timm_network(model: str, pretrained: bool, **options: Any) -> nn.Module:
             raise _no_option("small_stem", model)
         network.conv1 = nn.Conv2d(options["in_chans"], stem.out_channels, 3, 2, 1, bias=False)
         network.maxpool = nn.Identity()
-    return network
+    return fold_norms(network) if folded else network
 
 
 def _no_option(name: str, model: str) -> UserError:
@@ -415,14 +416,53 @@ def _check_values(key: str, value: Tensor, where: str) -> None:
         raise UserError(f"the weights {key} hold NaN or infinity", where=where, fix=fix)
 
 
-def load_weights_file(network: nn.Module, path: str | Path, sha256: str | None) -> None:
-    """Load a user's state dict.
+def load_weights_file(
+    network: nn.Module, path: str | Path, sha256: str | None, new_head: bool = False
+) -> None:
+    """Load a user's state dict, or the layers of an 8-bit network (``eqadapt.folded_networks``).
+
+    Args:
+        network: Changed in place.
+        path: The file.
+        sha256: Its checksum, or the first digits; None: not checked.
+        new_head: Its classes are others: the classifier begins at zero, where no class is likelier
+            than another, in place of the file's.
 
     Raises:
         UserError: No file, another checksum, no finite weights, or another architecture or class
             count.
     """
-    load_state(network, read_weights_file(path, sha256), where=str(path))
+    if holds_layers(Path(path)):
+        layers = read_layers(check_weights_file(path, sha256))
+        state = state_of_layers(network, layers, where=str(path))
+        for key, value in state.items():
+            _check_values(key, value, str(path))
+    else:
+        state = read_weights_file(path, sha256)
+    if new_head:
+        head = classifier_name(network) + "."
+        own = network.state_dict()
+        own = {key: torch.zeros_like(own[key]) for key in own if key.startswith(head)}
+        state = {k: v for k, v in state.items() if not k.startswith(head)} | own
+    load_state(network, state, where=str(path))
+
+
+def classifier_name(network: nn.Module) -> str:
+    """The module of a network that tells its classes: timm's word for it, or the last linear one.
+
+    Raises:
+        UserError: There is none.
+    """
+    named = (getattr(network, "pretrained_cfg", None) or {}).get("classifier")
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    found = named if isinstance(named, str) else linear[-1] if linear else None
+    if found is None:
+        raise UserError(
+            f"{type(network).__name__} has no linear classifier",
+            where="new_head of the backbone",
+            fix="weights whose classes are those of the data, without new_head",
+        )
+    return found
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

@@ -431,7 +431,9 @@ def knows_classes(dataset: str, backbone: Mapping[str, Any]) -> bool:
     weights = backbone["weights"]
     if is_zero_shot(backbone):
         return weights in ("pretrained", "file", "prototypes")
-    return weights in ("pretrain", "file") or (weights, dataset) == ("pretrained", "imagenet1k")
+    if weights == "file":
+        return not backbone.get("new_head", False)
+    return weights == "pretrain" or (weights, dataset) == ("pretrained", "imagenet1k")
 
 
 def is_zero_shot(backbone: Mapping[str, Any]) -> bool:
@@ -483,6 +485,8 @@ def _backbones(config: Mapping[str, Any]) -> Iterator[Fault]:
             yield f"{path}.weights", "file needs a file and its sha256", "both keys beside it"
         if backbone["file"] and weights != "file" and not is_zero_shot(backbone):
             yield f"{path}.file", f"weights: {weights} would not read it", "weights: file beside it"
+        if "new_head" in backbone and (weights != "file" or is_zero_shot(backbone)):
+            yield f"{path}.new_head", f"of weights: {weights}", "weights: file, or no such key"
         for key in sorted({"num_classes", "in_chans"} & set(backbone["options"])):
             yield f"{path}.options.{key}", "follows from the data set", "no such option"
         if is_zero_shot(backbone):
