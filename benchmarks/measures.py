@@ -24,6 +24,7 @@ ORDER = (
     "loader",
     "throughput",
     "quality",
+    "kept_memory",
 )
 assert set(ORDER) == set(MEASURES)
 

@@ -38,6 +38,7 @@ NAMES = {
     "throughput": "images a second",
     "quality_curve": "accuracy against time",
     "quality_pair": "accuracy at equal budget",
+    "kept_memory": "training step, joint, freed memory kept",
 }
 COLUMNS = (
     Column("measure", left=True),

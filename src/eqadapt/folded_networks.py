@@ -90,6 +90,8 @@ def _layer(arrays: dict[tuple[int, str], np.ndarray], number: int, path: Path) -
     if not kinds or q.ndim < 2 or s.shape != b.shape or b.shape != q.shape[:1]:
         shapes = ", ".join(f"{a.dtype} {a.shape}" for a in (q, s, b))
         raise _no_layers(f"layer {number:02d} has q, s, b of {shapes}", path)
+    if not (np.isfinite(s).all() and np.isfinite(b).all()):
+        raise _no_layers(f"layer {number:02d} has scales or biases of NaN or infinity", path)
     scale = s.reshape(-1, *[1] * (q.ndim - 1))
     return torch.from_numpy(q.astype(np.float32) * scale), torch.from_numpy(b)
 

@@ -61,3 +61,12 @@ def run_filters(args: argparse.Namespace) -> dict[str, Any]:
         key: getattr(args, key)
         for key in ("dataset", "backbone", "regime", "method", "group", "seed")
     }
+
+
+def keep_memory_on_cpus(device: str) -> None:
+    """For verbs that train: the process keeps what it frees, where that device is a CPU."""
+    from eqadapt.adaptation import choose_device
+    from eqadapt.allocator import keep_freed_memory
+
+    if choose_device(device).type == "cpu":
+        keep_freed_memory()

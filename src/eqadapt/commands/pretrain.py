@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from eqadapt.commands._study import add_study_arguments, make_runner
+from eqadapt.commands._study import add_study_arguments, keep_memory_on_cpus, make_runner
 from eqadapt.errors import UserError
 
 HELP = "train a backbone upright from scratch, for machines without pretrained weights"
@@ -22,5 +22,7 @@ def run(args: argparse.Namespace) -> None:
     from eqadapt import distributed
     from eqadapt.study import load_study
 
-    with distributed.session(load_study(args.study, args.set).config["device"]):
+    device = load_study(args.study, args.set).config["device"]
+    with distributed.session(device):
+        keep_memory_on_cpus(device)
         make_runner(args).pretrain(args.dataset, args.backbone)

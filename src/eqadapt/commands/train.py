@@ -7,6 +7,7 @@ import argparse
 from eqadapt.commands._study import (
     add_run_arguments,
     add_study_arguments,
+    keep_memory_on_cpus,
     make_runner,
     run_filters,
 )
@@ -29,6 +30,7 @@ def run(args: argparse.Namespace) -> None:
     device = load_study(args.study, args.set).config["device"]
     with distributed.session(device):
         runner = make_runner(args)
+        keep_memory_on_cpus(device)
         runs = select_runs(runner.study.trained_runs(), **run_filters(args))
         runner.check_scorers(runs)
         for one in runs:

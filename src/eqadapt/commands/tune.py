@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from eqadapt.commands._study import add_study_arguments
+from eqadapt.commands._study import add_study_arguments, keep_memory_on_cpus
 
 HELP = "search each method's recipe on the validation split, with the same number of trials"
 
@@ -57,4 +57,5 @@ def run(args: argparse.Namespace) -> None:
         args.scratch or Path("scratch") / study.name,
         args.data,
     )
+    keep_memory_on_cpus(study.config["device"])
     print(Tuner(study, search, files, runs).tune())
