@@ -2,8 +2,9 @@
 
 TensorFlow Lite's 8-bit networks keep of each layer integers, a scale a channel and a bias, and no
 name that another framework knows: what is left is the order of the layers. A file of such layers is
-an ``.npz``, or a tar archive that holds one, with ``NN.q`` (int8 weights, outputs first), ``NN.s``
-(one scale an output) and ``NN.b`` (biases) for the layers 00, 01 and so on.
+a ``.tflite``, or the same taken out of one: an ``.npz``, or a tar archive that holds one, with
+``NN.q`` (int8 weights, outputs first), ``NN.s`` (one scale an output) and ``NN.b`` (biases) for the
+layers 00, 01 and so on.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from eqadapt.errors import UserError
+from eqadapt.tflite_layers import read_tflite
 
-_SUFFIXES = (".npz", ".tar", ".tar.xz", ".tar.gz", ".tgz")
+_SUFFIXES = (".tflite", ".npz", ".tar", ".tar.xz", ".tar.gz", ".tgz")
 _KEY = re.compile(r"(\d+)\.([qsb])")
 Layer = tuple[Tensor, Tensor]
 
@@ -71,6 +73,8 @@ def read_layers(path: Path) -> list[Layer]:
     Raises:
         UserError: It cannot be read, or holds other things.
     """
+    if path.suffix == ".tflite":
+        return read_tflite(path)
     try:
         arrays = dict(_arrays(path))
     except (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile) as error:
@@ -100,8 +104,8 @@ def _no_layers(reason: str, path: Path) -> UserError:
     return UserError(
         f"not a file of 8-bit layers: {reason}",
         where=str(path),
-        fix="an .npz with NN.q (int8, outputs first), NN.s and NN.b (float32) for each layer, or a "
-        "tar archive that holds one; state dicts end in .safetensors or .pt",
+        fix="a .tflite; or an .npz with NN.q (int8, outputs first), NN.s and NN.b (float32) for each "
+        "layer, or a tar archive that holds one; state dicts end in .safetensors or .pt",
     )
 
 
