@@ -104,8 +104,8 @@ def _no_layers(reason: str, path: Path) -> UserError:
     return UserError(
         f"not a file of 8-bit layers: {reason}",
         where=str(path),
-        fix="a .tflite; or an .npz with NN.q (int8, outputs first), NN.s and NN.b (float32) for each "
-        "layer, or a tar archive that holds one; state dicts end in .safetensors or .pt",
+        fix="a .tflite; or an .npz with NN.q (int8, outputs first), NN.s and NN.b (float32) for "
+        "each layer, or a tar archive that holds one; state dicts end in .safetensors or .pt",
     )
 
 
