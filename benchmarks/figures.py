@@ -32,7 +32,9 @@ SPEEDUPS = (
     "startup",
     "inference",
     "train_joint",
+    "kept_memory",
 )
+FEWEST_PAIRS = 3  # of a figure: the table tells one or two
 GROWTH = {
     "growth_order": ("order of the group", r"C(\d+)"),
     "growth_side": ("side of the image, pixels", r"(\d+) px"),
@@ -68,7 +70,7 @@ def _subplots(columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axe
 def speedups(rows: Sequence[Row]) -> Figure | None:
     """A bar a pair: how many times faster, with the floor as a tick."""
     shown = [row for name in SPEEDUPS for row in rows if row.measure == name and row.ratio]
-    if not shown:
+    if len(shown) < FEWEST_PAIRS:
         return None
     figure, (axes,) = _subplots(1, (8.5, 0.8 + 0.24 * len(shown)))
     places = range(len(shown))
