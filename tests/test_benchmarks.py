@@ -84,8 +84,9 @@ def test_no_measure_writes_rows_of_another() -> None:
 
 
 def test_tables_and_figures_are_whole_and_repeatable(tmp_path) -> None:
+    pair = {"peer": "p", "peer_seconds": 0.02, "our_seconds": 0.01, "ratio": 2.0, "floor": 10.0}
     found = [
-        _row("warp", peer="p", peer_seconds=0.02, our_seconds=0.01, ratio=2.0, floor=10.0),
+        *(_row(measure, **pair) for measure in ("warp", "optc", "train_joint")),
         _row("growth_order", our_seconds=0.1),
         _row("limits_stage", peer="limit", peer_seconds=0.1, our_seconds=0.2, ratio=0.5),
         _row("quality_curve", our_seconds=0.01, our_cn_avg=0.7, our_pose_accuracy=0.5),
@@ -98,6 +99,8 @@ def test_tables_and_figures_are_whole_and_repeatable(tmp_path) -> None:
     table.write(found, tmp_path)
     figures.write(found, tmp_path)
     assert {path: path.read_bytes() for path in written} == before
+    # Of two pairs the table tells enough.
+    assert len(figures.write(found[1:], tmp_path / "few")) == 3 * 2
 
 
 def test_units_and_ratios_are_legible() -> None:
