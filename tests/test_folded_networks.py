@@ -1,5 +1,6 @@
 """Networks whose batch norms are folded away, and the 8-bit layers that they are exported as."""
 
+import copy
 import io
 import tarfile
 
@@ -90,10 +91,13 @@ def export(tmp_path):
 
 def test_a_folded_network_computes_what_the_norms_did():
     network, other = trained(), folded()
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in other.modules())
     other.load_state_dict(state_of_layers(other, layers_of(network), ""))
     x = torch.randn(4, 3, 32, 32)
     torch.testing.assert_close(other(x), network(x), rtol=1e-4, atol=1e-4)
+    by_itself = fold_norms(copy.deepcopy(network))
+    torch.testing.assert_close(by_itself(x), network(x), rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in by_itself.modules())
+    assert all(parameter.requires_grad for parameter in by_itself.parameters())
     # What is left has nothing that depends on the batch.
     torch.testing.assert_close(other.train()(x), other.eval()(x), rtol=0, atol=0)
 
@@ -125,10 +129,10 @@ def test_another_head_says_nothing_at_first(export, tmp_path):
     assert (features[1] - features[0]).norm() < 0.05 * features[0].norm()
     with pytest.raises(UserError, match="another architecture or class count"):
         load_weights_file(other, export, None)
-    # The same of a state dict by names.
-    torch.save(network.state_dict(), tmp_path / "own.pt")
+    # The same of a state dict by names, also where that is called a .tar, as checkpoints often are.
+    torch.save(network.state_dict(), tmp_path / "own.pth.tar")
     named = build_network(MODEL, 7, 3).eval()
-    load_weights_file(named, tmp_path / "own.pt", None, new_head=True)
+    load_weights_file(named, tmp_path / "own.pth.tar", None, new_head=True)
     assert torch.equal(named(x), torch.zeros(4, 7))
     assert torch.equal(named.conv1.weight, network.conv1.weight)
 

@@ -19,20 +19,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from eqadapt.errors import UserError
 from eqadapt.tflite_layers import read_tflite
 
-_SUFFIXES = (".tflite", ".npz", ".tar", ".tar.xz", ".tar.gz", ".tgz")
+# Not ".tar" alone, which torch's own checkpoints are often called by.
+_SUFFIXES = (".tflite", ".npz", ".tar.xz", ".tar.gz", ".tgz")
 _KEY = re.compile(r"(\d+)\.([qsb])")
 Layer = tuple[Tensor, Tensor]
 
 
 def fold_norms(network: nn.Module) -> nn.Module:
-    """Take a network's batch norms out: each convolution before one gets a bias in its place.
+    """Take a network's batch norms out: the convolution before each takes over what it did.
 
-    What is left computes what the network computed in evaluation, once its weights are those of the
-    folded layers, and has nothing that depends on the batch.
+    What is left computes what the network computed in evaluation, up to rounding, and has nothing
+    that depends on the batch.
 
     Args:
         network: Each of its batch norms follows a convolution, in the order of its modules.
@@ -54,8 +56,17 @@ def fold_norms(network: nn.Module) -> nn.Module:
                     where=f"options of the backbone: folded, of {type(network).__name__}",
                     fix="remove folded, or take a network whose norms follow its convolutions",
                 )
-            if before.bias is None:
-                before.bias = nn.Parameter(torch.zeros(before.out_channels))
+            assert module.running_mean is not None and module.running_var is not None
+            before.weight, before.bias = fuse_conv_bn_weights(
+                before.weight,
+                before.bias,
+                module.running_mean,
+                module.running_var,
+                module.eps,
+                module.weight,
+                module.bias,
+            )
+            before.bias.requires_grad_(before.weight.requires_grad)  # a new one is without
             # timm's norms bring the activation that follows them.
             network.set_submodule(name, getattr(module, "act", nn.Identity()))
             before = None
