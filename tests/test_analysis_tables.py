@@ -260,6 +260,8 @@ def test_unknown_methods_get_a_style_of_their_own():
 @pytest.mark.parametrize(
     ("name", "label"),
     [
+        ("mobilenetv2_100", "MobileNetV2"),
+        ("mobilenetv2_050", "MobileNetV2 (0.5)"),
         ("resnet50", "ResNet-50"),
         ("resnet50.a1_in1k", "ResNet-50"),
         ("resnet10t", "ResNet-10t"),

@@ -532,6 +532,10 @@ def backbone_label(name: str) -> str:
     cifar = re.fullmatch(r"cifar_resnet(\d+)", key)
     if cifar:
         return f"ResNet-{cifar[1]} (CIFAR)"
+    mobile = re.fullmatch(r"mobilenetv(\d)_(\d\d\d)", key)
+    if mobile:  # the width in hundredths
+        wide = "" if mobile[2] == "100" else f" ({int(mobile[2]) / 100:g})"
+        return f"MobileNetV{mobile[1]}{wide}"
     return re.sub(r"^resnet_", "ResNet ", re.sub(r"^vit_", "ViT ", key)).replace("_", " ")
 
 
