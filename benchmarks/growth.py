@@ -17,7 +17,7 @@ from benchmarks.peers import (
     reference_canonicalizer,
     smooth_images,
 )
-from benchmarks.registry import Context, Measured, NotComparable, measure
+from benchmarks.registry import Context, Measured, NotAvailable, measure
 from benchmarks.timing import Samples
 from eqadapt.scorers.bases import filter_basis
 
@@ -79,7 +79,7 @@ def _alone(context: Context, name: str, setting: str, ours: Samples, note: str =
 def _installed() -> bool:
     try:
         load("equiadapt")
-    except NotComparable:
+    except NotAvailable:
         return False
     return True
 

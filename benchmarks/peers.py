@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.registry import NotComparable
+from benchmarks.registry import NotAvailable, NotComparable
 from eqadapt.groups import CyclicGroup
 from eqadapt.scorers import build_scorer
 from eqadapt.scorers.base import PoseScorer
@@ -31,14 +31,14 @@ def load(module: str) -> Any:
     """A module of a peer.
 
     Raises:
-        NotComparable: It is not installed; the message says what to do.
+        NotAvailable: It is not installed; the message says what to do.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
     except ImportError as error:
-        raise NotComparable(
+        raise NotAvailable(
             f"{module.partition('.')[0]} cannot be imported ({error}): "
             "install requirements-benchmarks.lock, as `make bench` does"
         ) from error

@@ -29,7 +29,7 @@ from benchmarks.peers import (
     same_network,
     same_optimized,
 )
-from benchmarks.registry import Context, Measured, NotComparable, measure
+from benchmarks.registry import Context, Measured, NotAvailable, measure
 from benchmarks.timing import Samples, ratio_spread
 from eqadapt.backbones import Backbone, build_network, load_weights_file
 from eqadapt.datasets import prepared
@@ -136,7 +136,7 @@ class Bench:
         context: What the run is given.
 
     Raises:
-        NotComparable: Data or weights are missing; the message says what to do.
+        NotAvailable: Data or weights are missing; the message says what to do.
     """
 
     def __init__(self, context: Context) -> None:
@@ -149,7 +149,7 @@ class Bench:
             network = build_network("cifar_resnet20", 10, 3)
             load_weights_file(network, _weights(), "12fca82f")
         except UserError as error:
-            raise NotComparable(
+            raise NotAvailable(
                 f"the data or weights of config/methods.yaml are missing: {error}"
             ) from error
         self.train_images = train.images.to(self.device)

@@ -20,7 +20,11 @@ Measured = Iterator[Row]
 
 
 class NotComparable(Exception):
-    """A pair that claims the same computation does not compute the same, or a peer is missing."""
+    """A pair that claims the same computation does not compute the same."""
+
+
+class NotAvailable(NotComparable):
+    """A peer, or another thing that a measure wants, is not there: nothing is said of the pair."""
 
 
 @dataclass(frozen=True)

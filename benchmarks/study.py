@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.pairs.startup import COMMAND, TRAINING, seconds
-from benchmarks.registry import Context, Measured, NotComparable, measure
+from benchmarks.registry import Context, Measured, NotAvailable, measure
 
 STUDY = "digits"
 STARTUP_SHARE = 0.25  # at most
@@ -64,7 +64,7 @@ def study(context: Context) -> Measured:
     """Rows a stage and for the whole, from the records of the last `make`."""
     found = list(processes(context.root / "logs" / STUDY))
     if not found:
-        raise NotComparable(f"no records of the {STUDY} study: run `make` first")
+        raise NotAvailable(f"no records of the {STUDY} study: run `make` first")
     rounds = 1 if context.quick else 3
     codes = {
         p.stage: TRAINING if p.stage in COMPUTES else CODE.get(p.stage, ANALYSIS) for p in found

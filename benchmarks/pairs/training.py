@@ -18,7 +18,7 @@ from benchmarks.peers import (
     same_network,
     smooth_images,
 )
-from benchmarks.registry import Context, Measured, NotComparable, largest_difference, measure
+from benchmarks.registry import Context, Measured, NotAvailable, largest_difference, measure
 from benchmarks.rows import Row
 from benchmarks.timing import Effort
 from eqadapt.allocator import keep_freed_memory
@@ -102,7 +102,7 @@ def kept_memory(context: Context) -> Measured:
     if context.device.type != "cpu":
         return
     if not keep_freed_memory():
-        raise NotComparable("the memory allocator is not glibc's, or the environment has set it")
+        raise NotAvailable("the memory allocator is not glibc's, or the environment has set it")
     yield _joint_row(
         context, "kept_memory", "the same pair, what is freed is kept for what is asked for next"
     )
