@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.rows import Row
-from benchmarks.timing import QUICK, SHORT_CALLS, Effort, Samples, Side, compare, ratio_spread
+from benchmarks.timing import (
+    QUICK,
+    SHORT_CALLS,
+    STEADY,
+    Effort,
+    Samples,
+    Side,
+    compare,
+    ratio_spread,
+)
 from eqadapt.provenance import commit, device_name
 
 Measured = Iterator[Row]
@@ -58,7 +67,13 @@ class Context:
 
     def effort_for(self, batch: int) -> Effort:
         """The same, and longer where calls are short: for single images."""
-        return SHORT_CALLS if batch == 1 and not self.quick else self.effort
+        return self.long_effort(SHORT_CALLS) if batch == 1 else self.effort
+
+    def long_effort(self, on_cpu: Effort) -> Effort:
+        """For pairs that want to be told apart well."""
+        if self.quick:
+            return QUICK
+        return STEADY if self.device.type == "cuda" else on_cpu
 
     def pick(self, values: tuple[Any, ...], quick: tuple[Any, ...]) -> tuple[Any, ...]:
         """The settings to run: all of them, or the few small ones of a quick run."""

@@ -37,7 +37,7 @@ def inference(context: Context) -> Measured:
             )
             found = context.compare(
                 {"peer": partial(_plain, backbone, x), "ours": partial(model, x)},
-                context.effort if context.quick else LONG,
+                context.long_effort(LONG),
             )
             ties = near_ties(output.pose_logits)
             yield context.pair(

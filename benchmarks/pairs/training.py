@@ -123,7 +123,7 @@ def _joint_row(context: Context, name: str, note: str) -> Row:
     labels = torch.arange(batch, device=device) % 1000
     found = context.compare(
         {"peer": plain_step(plain, x, labels), "ours": joint_step(model, x, labels)},
-        context.effort if context.quick else STEPS,
+        context.long_effort(STEPS),
     )
     return context.pair(
         name,
