@@ -81,6 +81,7 @@ def predict(model, method, data, poses=8, batch=4):
         ("vanilla", 1), ("rotation_augmentation", 1), ("lc", 1), ("prlc", 1), ("oracle", 1),
         ("optc", 1), ("equitune", 4), ("lambda_equitune", 4), ("equizero", 4), ("lps", 10),
         ("self_canonicalizer", 4), ("weighted_frame", 4), ("top_2", 2), ("top_3", 3),
+        ("prlc_classwise_top_2", 2),
         ("vanilla_mirrored", 2), ("prlc_mirrored", 2), ("self_canonicalizer_mirrored", 8),
         ("oracle_mirrored", 2),
     ],

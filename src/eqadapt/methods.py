@@ -408,18 +408,21 @@ register(
         prior="identity",
     )
 )
-for _count, _words in ((2, "two"), (3, "three"), (4, "four")):
-    register(
-        Method(
-            name=f"top_{_count}",
-            summary=f"PRLC with the {_words} best views, weighted by their scores.",
-            paper="arXiv 2402.16077",
-            scorer="image",
-            selection=f"top_{_count}",
-            prior="identity",
-            train_as="prlc",
+for _stem, _base, _title in (
+    ("top", METHODS["prlc"], "PRLC"),
+    ("prlc_classwise_top", METHODS["prlc_classwise"], "PRLC with the class-wise prior"),
+):
+    for _count, _words in ((2, "two"), (3, "three"), (4, "four")):
+        register(
+            replace(
+                _base,
+                name=f"{_stem}_{_count}",
+                summary=f"{_title}, the {_words} best views weighted by their scores.",
+                paper="arXiv 2402.16077",
+                selection=f"top_{_count}",
+                train_as=_base.name,
+            )
         )
-    )
 for _name in (
     "vanilla",
     "rotation_augmentation",

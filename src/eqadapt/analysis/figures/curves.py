@@ -84,5 +84,7 @@ def _draw(
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     first, last = frame["epoch"].min(), frame["epoch"].max()  # of all panels: some know one epoch
     pad = 0.03 * (last - first) or 0.5
+    if first == last:  # no ticks between epochs that there are not
+        axis.set_xticks([first])
     axis.set_xlim(first - pad, last + pad)
     s.clean(axis)
