@@ -104,10 +104,10 @@ def test_the_parts_of_one_experiment_are_not_counted_as_several(results, page, t
 
 def test_every_finished_study_has_a_row_and_its_links_lead_somewhere(results, page):
     assert "unfinished/" not in page and "benchmarks/" not in page
-    title, data, networks, groups, methods, seeds, *_ = rows(page)["[two](two/study.yaml)"]
+    title, data, networks, groups, methods, seeds, tested, *_ = rows(page)["[two](two/study.yaml)"]
     assert title == r"Digits \| turned"
     assert (data, networks, groups) == ("Digits", "ResNet-10t", "C8")
-    assert (methods, seeds) == ("3", "2")
+    assert (methods, seeds, tested) == ("3", "2", "60 (±7.7)")
     links = re.findall(r"\]\(([^)]+)\)", page)
     assert any(link.startswith("two/tables/main-") for link in links)
     assert all((results / link).exists() for link in links)

@@ -15,10 +15,12 @@ from eqadapt.analysis.claims import CLAIMS, cells_within_noise
 from eqadapt.analysis.formatting import DASH, Column, Grid, Text, to_markdown
 from eqadapt.analysis.labels import backbone_label, dataset_label
 from eqadapt.analysis.results import Results
+from eqadapt.analysis.statistics import wilson_interval
 from eqadapt.errors import UserError
 from eqadapt.files import write_text
 
 NAME = "README.md"
+_ACCURACY = 0.9  # for which the page says how surely so many test images tell it
 _CLAIM_HEADINGS = tuple(
     Column(title, left=True) for title in ("claim", "what it says", "reproduced", "not reproduced")
 )
@@ -44,7 +46,10 @@ _ABOUT_CLAIMS = (
 _ABOUT_STUDIES = (
     "Groups, methods and seeds are those of the runs that were evaluated; entries share a network, "
     "or a source of data, and differ in their recipes or parts. The commits are those that "
-    "trained the runs (of test-time methods: that predicted)."
+    "trained the runs (of test-time methods: that predicted). Behind the number of test images: how "
+    f"far, in points, other ones would move an accuracy of {_ACCURACY:.0%} (half of a 95% interval). "
+    "Intervals over seeds do not contain that; methods are compared on the same images, so that "
+    "differences between them are surer."
 )
 
 
@@ -146,7 +151,7 @@ def _study_row(study: Results) -> list[Text]:
         Text(_several(sorted(_seen(metrics, "group"), key=lambda group: int(group[1:])))),
         Text(str(metrics["method"].nunique())),
         Text(str(metrics["seed"].nunique())),
-        Text(_range(metrics["n_test"])),
+        Text(f"{_range(metrics['n_test'])} (±{_by_images(int(metrics['n_test'].min())):.1f})"),
         Text(_several(_seen(metrics, "device"))),
         Text(_several(f"`{_short(commit)}`" for commit in _seen(metrics, "commit"))),
         Text(listed or DASH),
@@ -175,6 +180,11 @@ def _several(values: Iterable[str]) -> str:
 def _short(commit: str) -> str:
     """Seven digits, and the mark of a tree with changes of its own."""
     return commit[:7] + ("-dirty" if commit.endswith("-dirty") else "")
+
+
+def _by_images(count: int) -> float:
+    """Half of the 95% interval over so many test images, in points."""
+    return 100 * wilson_interval(round(_ACCURACY * count), count).half_width
 
 
 def _range(counts: pd.Series) -> str:
