@@ -46,9 +46,10 @@ _ABOUT_CLAIMS = (
 _ABOUT_STUDIES = (
     "Groups, methods and seeds are those of the runs that were evaluated; entries share a network, "
     "or a source of data, and differ in their recipes or parts. The commits are those that "
-    "trained the runs (of test-time methods: that predicted). Behind the number of test images: how "
-    f"far, in points, other ones would move an accuracy of {_ACCURACY:.0%} (half of a 95% interval). "
-    "Intervals over seeds do not contain that; methods are compared on the same images, so that "
+    "trained the runs (of test-time methods: that predicted). Behind the number of test images: "
+    f"how far, in points, other ones would move an accuracy of {_ACCURACY:.0%} (half of a 95% "
+    "interval). Intervals over seeds do not contain that; methods are compared on the same "
+    "images, so that "
     "differences between them are surer."
 )
 
