@@ -49,8 +49,7 @@ _ABOUT_STUDIES = (
     "trained the runs (of test-time methods: that predicted). Behind the number of test images: "
     f"how far, in points, other ones would move an accuracy of {_ACCURACY:.0%} (half of a 95% "
     "interval). Intervals over seeds do not contain that; methods are compared on the same "
-    "images, so that "
-    "differences between them are surer."
+    "images, so that differences between them are surer."
 )
 
 
