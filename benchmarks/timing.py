@@ -41,7 +41,7 @@ class Effort:
 
 # Calls under a few milliseconds, which other work on the machine disturbs most.
 SHORT_CALLS = Effort(seconds=6.0, most_rounds=300)
-# On a GPU, which does one thing at a time and is the same a second later.
+# On a GPU; chosen before anything was timed on one.
 STEADY = Effort(seconds=1.0, rounds=15, most_rounds=100)
 QUICK = Effort(seconds=0.0, rounds=2, most_rounds=2, sample_seconds=0.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 
 import pytest
@@ -16,6 +17,7 @@ from benchmarks.timing import QUICK, Effort, Samples, compare, peak_memory, rati
 
 CPU = torch.device("cpu")
 HAS_REFERENCE = importlib.util.find_spec("equiadapt") is not None
+HAS_PEERS = HAS_REFERENCE and importlib.util.find_spec("ttach") is not None
 
 
 def test_slower_side_is_found_slower_and_sides_take_turns() -> None:
@@ -35,11 +37,10 @@ def test_slower_side_is_found_slower_and_sides_take_turns() -> None:
     assert len(found["a"].seconds) == 5
 
 
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="no such /proc here")
 def test_peak_memory_sees_a_large_tensor_that_is_freed() -> None:
     peak = peak_memory(lambda: torch.ones(32 << 18).sum(), CPU)  # 32 MiB
-    if peak is None:
-        pytest.skip("the system does not tell")
-    assert 24 < peak < 200
+    assert peak is not None and 24 < peak < 200
 
 
 def test_ratio_spread_ignores_a_drift_that_both_sides_share() -> None:
@@ -157,7 +158,11 @@ def test_reference_and_ours_are_the_same_network(order: int) -> None:
 def test_every_measure_runs_quickly(name: str) -> None:
     try:
         found = list(measures.MEASURES[name].run(Context(CPU, quick=True)))
-    except NotAvailable as error:  # outputs that differ are no reason to skip
+    except NotAvailable as error:
+        # Peers are an extra, and an allocator may be one that cannot be told to keep memory.
+        # Outputs that differ, or installed peers that cannot be imported, are failures.
+        if HAS_PEERS and name != "kept_memory":
+            raise
         pytest.skip(str(error))
     assert found
     assert all(row.our_seconds for row in found)
