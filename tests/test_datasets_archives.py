@@ -88,6 +88,35 @@ def test_truncated_archives_are_named(tmp_path, suffix):
         assert error.value.where == path.name
 
 
+def test_a_tar_damaged_at_a_header_is_not_a_shorter_one(tmp_path):
+    path = write(tmp_path / "x.tar", dict.fromkeys("abc", b"1" * 600))
+    whole = path.read_bytes()
+    header = 2 * 3 * 512  # of the third member: each has a header and two blocks
+    flipped = bytearray(whole)
+    flipped[header + 5] ^= 1
+    for damaged in (flipped, whole[:header], whole[: header + 100], whole[: header + 1536]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="corrupt") as error:
+            contents(path)
+        assert error.value.where == path.name
+
+
+def test_damaged_bz2_and_unknown_compressions_are_named(tmp_path):
+    path = write(tmp_path / "x.tar.bz2", {"a": np.random.default_rng(0).bytes(60_000)})
+    bad = bytearray(path.read_bytes())
+    bad[30_000] ^= 1
+    path.write_bytes(bad)
+    with pytest.raises(UserError, match="corrupt"):
+        contents(path)
+    path = write(tmp_path / "x.zip", {"a": b"1"})
+    bad = bytearray(path.read_bytes())
+    method = bad.index(b"PK\x01\x02") + 10  # of the member, in the central directory
+    bad[method : method + 2] = (9).to_bytes(2, "little")
+    path.write_bytes(bad)
+    with pytest.raises(UserError, match="cannot be read here"):
+        contents(path)
+
+
 @pytest.mark.parametrize("suffix", [".tar.gz", ".zip"])
 def test_flipped_bits_are_found(tmp_path, suffix):
     data = np.random.default_rng(0).bytes(60_000)

@@ -286,6 +286,19 @@ def test_note_with_several_checksums_is_read_by_the_archive_name(tmp_path):
     assert noted_checksum(tmp_path / "pets.tar", "pets") is None
 
 
+def test_a_checksum_of_a_longer_or_another_name_is_not_the_archives(tmp_path, capsys):
+    one, two = "1" * 64, "2" * 64
+    (tmp_path / "pets.md").write_text(f"| pets.tar.xz | {one} |\n| `pets.tar` | {two} |\n")
+    assert noted_checksum(tmp_path / "pets.tar", "pets").value == two
+    assert noted_checksum(tmp_path / "pets.tar.xz", "pets").value == one
+    (tmp_path / "pets.tar.sha256").write_text(f"{one}  other.tar\n{two} *./pets.tar\n")
+    assert noted_checksum(tmp_path / "pets.tar", "pets").value == two
+    (tmp_path / "pets.tar.sha256").write_text(f"{one}  other.tar\n{two}  my-pets.tar\n")
+    (tmp_path / "pets.md").unlink()
+    assert noted_checksum(tmp_path / "pets.tar", "pets") is None
+    assert "pets.tar.sha256: none of its SHA-256" in capsys.readouterr().err
+
+
 def test_new_download_replaces_the_old_file(tmp_path):
     tar(tmp_path / "pets.tar.xz", tree())
     acquire("pets", tmp_path / "raw", mirror_folder=tmp_path)
@@ -575,3 +588,21 @@ def test_mirror_may_come_from_the_environment(tmp_path, monkeypatch):
     tar(tmp_path / "pets.tar", tree())
     monkeypatch.setenv("EQADAPT_MIRROR", str(tmp_path))
     assert main(["download", "--dataset", "pets"]) == 0
+
+
+def test_images_beside_the_splits_are_left_out_with_a_word(tmp_path, capsys):
+    plain = from_folder(tmp_path / "plain", tree())
+    capsys.readouterr()
+    files = {"logo.png": png(99), "train/odd.png": png(98), "docs/a/b.png": png(97), **tree()}
+    marked = from_folder(tmp_path / "marked", files)
+    assert "3 .png left out" in capsys.readouterr().err
+    for split in SPLITS:
+        ours, theirs = (read_metadata(f, split)["data_sha256"] for f in (plain, marked))
+        assert ours == theirs
+
+
+def test_a_name_that_no_archive_may_have_is_told_before_packing(tmp_path):
+    lay_out(tmp_path / "mine", {**tree(), "train/cat/x\\y.png": png(1)})
+    with pytest.raises(UserError, match="backslash"):
+        acquire("pets", tmp_path / "raw", folder=tmp_path / "mine")
+    assert not list((tmp_path / "raw").glob("*.tar"))

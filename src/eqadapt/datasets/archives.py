@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 from eqadapt.errors import UserError
 from eqadapt.files import atomic_path
@@ -34,6 +35,20 @@ _BROKEN = (
     gzip.BadGzipFile,
     EOFError,
 )
+
+
+class _Header(tarfile.TarInfo):
+    """A header of a tar, which must be sound: a damaged or missing one, unless it is the first,
+    counts as the end of the archive to tarfile, and all members behind it would be lost unseen."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the block of zeros with which every tar ends
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {tar.offset}") from error
 
 
 @dataclass(frozen=True)
@@ -99,7 +114,15 @@ def _sound(path: Path) -> Iterator[None]:
     """Turn a decoder's complaint into an error that names the archive."""
     try:
         yield
-    except _BROKEN as error:
+    except NotImplementedError as error:
+        raise UserError(
+            f"the archive cannot be read here ({error})",
+            where=path.name,
+            fix="pack it anew, compressed in the ordinary way",
+        ) from error
+    except (*_BROKEN, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the machine's fault; bz2 says of bad data OSError, without a number
         raise UserError(
             f"the archive is truncated, corrupt or not an archive ({error})",
             where=path.name,
@@ -134,7 +157,7 @@ def _refuse(name: str, kind: str, path: Path) -> UserError:
 
 
 def _tar_members(path: Path) -> Iterator[Member]:
-    with tarfile.open(path, "r:*") as tar:
+    with tarfile.open(path, "r:*", tarinfo=_Header) as tar:
         while (info := tar.next()) is not None:
             _forget_headers(tar)
             name = checked_name(info.name, path.name)

@@ -82,10 +82,12 @@ def places(names: Iterable[str], where: str, folders: Iterable[str] = ()) -> dic
             f"class; image files end in {' '.join(SUFFIXES)}",
         )
     assert level is not None  # something was found
-    top = next(iter(paths.values()))[:level]
+    top = paths[next(iter(found))][:level]
     rest = [PurePosixPath(name) for name in names if name not in found]
     rest = [path for path in rest if _in_split(path.parts, top)]
     _check_class_folders(found, rest, [PurePosixPath(name) for name in folders], top, where)
+    images = [PurePosixPath(name) for name in paths if name not in found]
+    rest = list(dict.fromkeys([*rest, *images]))
     if rest:
         print(
             f"{where}: {_by_suffix(rest)} left out; an image is SPLIT/CLASS/NAME and ends in "
@@ -111,9 +113,10 @@ def _image_paths(names: Iterable[str], where: str) -> dict[str, tuple[str, ...]]
 
 
 def _split_level(paths: list[tuple[str, ...]]) -> int | None:
-    """Depth of the folders ``train``, ``test``: all above it is shared by all images."""
+    """Depth of the folders ``train``, ``test``: all above it is shared by all images but those that
+    lie beside it."""
     depth = 0
-    while paths and all(len(parts) > depth + 1 for parts in paths):
+    while paths := [parts for parts in paths if len(parts) > depth + 1]:
         here = {parts[depth] for parts in paths}
         if any(folder.lower() == "train" for folder in here):
             return depth
@@ -172,7 +175,7 @@ def folder_files(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
         have been there.
 
     Raises:
-        UserError: A folder cannot be read.
+        UserError: A folder cannot be read, or a name has a backslash.
     """
     files, below = [], []
     for base, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
@@ -186,6 +189,13 @@ def folder_files(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
         for name in names:
             if name not in lost and not _hidden([name]):
                 files.append(((here / name).relative_to(folder).as_posix(), here / name))
+    strange = sorted(name for name, _ in files if "\\" in name)
+    if strange:
+        raise UserError(
+            f"a name with a backslash, which is a separator elsewhere: {strange[0]!r}",
+            where=str(folder),
+            fix="rename the file",
+        )
     return sorted(files), sorted(below)
 
 

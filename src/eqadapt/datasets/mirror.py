@@ -9,6 +9,7 @@ it.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,18 +57,27 @@ def look_up(mirror: Path, source: Source) -> Found | None:
 def noted_checksum(archive: Path, dataset: str) -> Checksum | None:
     """The SHA-256 that the sidecar or the note beside an archive states for it.
 
-    A note counts if exactly one line with a SHA-256 says so of this archive, or if the note has
-    only one SHA-256 at all.
+    It counts if it is the only one in all lines that name this archive, or, where none does, in the
+    whole text. Where there are several and none can be told to be this archive's, stderr says so.
     """
-    sidecar = archive.with_name(f"{archive.name}.sha256")
-    if sidecar.is_file():
-        found = _SHA256.search(sidecar.read_text(encoding="utf-8"))
-        if found:
-            return Checksum("sha256", found[0].lower(), sidecar.name)
-    note = archive.with_name(f"{dataset}.md")
-    if not note.is_file():
-        return None
-    lines = [line for line in note.read_text(encoding="utf-8").splitlines() if _SHA256.search(line)]
-    naming = [line for line in lines if archive.name in line] or lines
-    values = {value.lower() for line in naming for value in _SHA256.findall(line)}
-    return Checksum("sha256", values.pop(), note.name) if len(values) == 1 else None
+    for notes in (archive.with_name(f"{archive.name}.sha256"), archive.with_name(f"{dataset}.md")):
+        if not notes.is_file():
+            continue
+        stated = _stated(notes.read_text(encoding="utf-8"), archive.name)
+        if len(stated) == 1:
+            return Checksum("sha256", stated.pop(), notes.name)
+        if stated:
+            print(
+                f"{notes}: none of its SHA-256 can be told to be that of {archive.name}, which is "
+                "not checked against it",
+                file=sys.stderr,
+            )
+    return None
+
+
+def _stated(text: str, name: str) -> set[str]:
+    """Every SHA-256 that a text states of a file; of whichever, where no line names the file."""
+    lines = [line for line in text.splitlines() if _SHA256.search(line)]
+    this = re.compile(rf"(?<![\w.-]){re.escape(name)}(?![\w-]|\.\w)")
+    naming = [line for line in lines if this.search(line)] or lines
+    return {value.lower() for line in naming for value in _SHA256.findall(line)}
