@@ -237,6 +237,10 @@ def test_predictions_that_are_no_numbers_are_not_written(project, capsys, monkey
         ({"train": {"lr": float("nan")}}, "train.lr: nan; allowed: a finite number"),
         ({"image": {"mean": [float("inf")]}}, "image.mean.0: inf"),
         ({"datasets": {"digits": {"validation": 1.5}}}, "a count, or a fraction below 1"),
+        ({"datasets": {"digits": {"size": 32}}}, "digits.size: 32, but the images of"),
+        ({"datasets": {"digits": {"validation": 5}}}, "does not leave every class"),
+        ({"datasets": {"digits": {"validation": 1295}}}, "10 to 1290 of"),
+        ({"datasets": ["digits", "cifar10"], "transfer": True}, "digits has 1, cifar10 has 3"),
         (
             {"backbones": {"resnet_small": {"weights": "scratch", "file": "mine.pt"}}},
             "would not read it",

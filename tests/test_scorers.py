@@ -344,6 +344,12 @@ def test_parameters_of_the_reference_forms(
         assert scorer.num_parameters == count
 
 
+@pytest.mark.parametrize("scale", [-1.0, 60.0])
+def test_a_logit_scale_that_could_not_learn_is_refused(scale: float) -> None:
+    with pytest.raises(UserError, match="logit_scale"):
+        build_scorer("paired_cnn", C8, 3, width=4, input_size=33, logit_scale=scale)
+
+
 def test_logit_scale_is_kept_in_bounds() -> None:
     scorer = build_scorer("group_cnn", C4, 3, **SMALL["group_cnn"]).eval()
     x = smooth_images(4, 33)

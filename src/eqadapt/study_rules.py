@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from eqadapt.errors import UserError
 from eqadapt.groups.cyclic import parse_group
 from eqadapt.methods import METHODS, load_plugins
+
+if TYPE_CHECKING:
+    from eqadapt.datasets.source import Source
 
 OWN_BACKBONES = (
     "resnet_small",
@@ -377,6 +380,10 @@ def _transfer(config: Mapping[str, Any]) -> Iterator[Fault]:
         yield "transfer", "true in a study of one data set", "false, or several datasets"
     if config["test_time"] is not None:
         yield "transfer", "true in a study of test-time methods", "false"
+    channels = {name: _channels(name, options) for name, options in config["datasets"].items()}
+    if len(set(channels.values())) > 1:
+        of = ", ".join(f"{name} has {count}" for name, count in channels.items())
+        yield "transfer", f"true, and channels differ: {of}", "data sets of equal channels"
     names = [name for name in config["methods"] if name in METHODS]
     if not any(METHODS[name].finds_a_pose for name in names):
         yield "transfer", "true, and no method trains a canonicalizer", "e.g. prlc among methods"
@@ -406,6 +413,33 @@ def _datasets(config: Mapping[str, Any]) -> Iterator[Fault]:
                 f"another folder for {source} than before",
                 "one for each source",
             )
+        if source in known:
+            yield from _published(path, options, registry.get(source))
+
+
+def _published(path: str, options: Mapping[str, Any], source: Source) -> Iterator[Fault]:
+    """What a registered data set's published form rules out, before anything is downloaded."""
+    if options["size"] is not None and not source.resizes:
+        what = f"{options['size']}, but the images of {source.title} have one size"
+        yield f"{path}.size", what, "leave it out; image.size is what backbones see"
+    held_out, least = options["validation"], source.n_classes
+    if held_out is None or least is None or source.n_train is None or options["folder"]:
+        return
+    count = round(held_out * source.n_train) if held_out < 1 else held_out
+    if not least <= count <= source.n_train - least:
+        yield (
+            f"{path}.validation",
+            f"{held_out} does not leave every class in training and in validation",
+            f"{least} to {source.n_train - least} of {source.title}'s {source.n_train} images",
+        )
+
+
+def _channels(name: str, options: Mapping[str, Any]) -> int:
+    """Of the images of a data set; 3 of a user's own, as they are decoded."""
+    from eqadapt.datasets import registry
+
+    source = options.get("source", name)
+    return registry.get(source).channels if source in registry.names() else 3
 
 
 @functools.cache

@@ -137,6 +137,11 @@ def settle(scorer: str, forms: dict[str, dict[str, Any]], form: str, given: dict
             )
     if settings.get("pool", "disk") not in ("disk", "square"):
         raise UserError(f"scorer {scorer!r}: pool is {settings['pool']!r}", fix="disk or square")
+    scale = settings.get("logit_scale") or 0.0
+    if not 0 <= scale <= MAX_LOGIT_SCALE:  # beyond, it would be cut off and never learn
+        raise UserError(
+            f"scorer {scorer!r}: logit_scale is {scale!r}", fix=f"0 (none) to {MAX_LOGIT_SCALE:g}"
+        )
     crop = settings.get("crop")
     if crop is not None and not 0 < crop <= 1:
         raise UserError(f"scorer {scorer!r}: crop is {crop!r}", fix="a share in (0, 1]")
