@@ -236,6 +236,23 @@ def test_trials_may_be_shorter_than_the_study_and_the_choice_is_for_the_study(pr
     assert "limit_train: 20" in path.read_text(encoding="utf-8")
 
 
+def test_a_choice_keeps_what_was_found_for_methods_that_are_not_tuned_now(project, monkeypatch):
+    within = {"datasets": {"digits": {"limit_train": 20}}, "train": {"epochs": 0}}
+    space = project / "parts.yaml"
+    space.write_text(yaml.safe_dump({**SPACE, "trials": 2, "within": within}), encoding="utf-8")
+    flags = ["--study", "study.yaml", "--space", "parts.yaml", "--results", "results/parts"]
+    monkeypatch.chdir(project)
+    choice = project / "results/parts/tuning/choice.yaml"
+    assert main(["tune", *flags]) == 0
+    whole = choice.read_text(encoding="utf-8")
+    assert list(read_yaml(choice)["backbones"]["resnet_small"]["recipes"]) == ["vanilla", "prlc"]
+    assert main(["tune", *flags, "--method", "prlc"]) == 0
+    assert choice.read_text(encoding="utf-8") == whole
+    assert main(["tune", *flags, "--method", "prlc", "--trials", "3"]) == 0
+    assert list(read_yaml(choice)["backbones"]["resnet_small"]["recipes"]) == ["prlc"]
+    assert "not tuned: vanilla" in choice.read_text(encoding="utf-8")  # two of three trials
+
+
 @pytest.mark.slow
 def test_the_split_that_a_search_must_not_read_fails_where_it_is_asked_for(project):
     from eqadapt.runs import StudyFiles

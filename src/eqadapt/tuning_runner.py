@@ -29,6 +29,9 @@ from eqadapt.tuning import (
     write_trials,
 )
 
+Planned = tuple[int, Run, dict[str, Any], Study]
+"""A trial to be: its number, its run, what it changes, the study with that change."""
+
 
 class ValidationRunner(StudyRunner):
     """A runner without a test split: whatever asks for it fails."""
@@ -81,6 +84,8 @@ class Tuner:
         search: What is searched.
         files: The study's folders; trials lie in ``results/<study>/tuning``.
         runs: The runs that a method's recipe is judged by, of every method that is tuned.
+        others: Such runs of methods and backbones that are not tuned now: where an earlier search
+            tried everything for them, its outcome stays in the choice.
         say: Where progress goes.
     """
 
@@ -90,9 +95,11 @@ class Tuner:
         search: Search,
         files: StudyFiles,
         runs: Sequence[Run],
+        others: Sequence[Run] = (),
         say: Callable[[str], None] = print,
     ) -> None:
-        self.study, self.search, self.files, self.runs, self.say = study, search, files, runs, say
+        self.study, self.search, self.files, self.say = study, search, files, say
+        self.runs, self.others = runs, others
         self.folder = files.results / "tuning"
         self.reduced = load_study(merge(study.config, search.within))
         self.data = ValidationRunner(self.reduced, files, say)
@@ -106,18 +113,24 @@ class Tuner:
         Raises:
             UserError: A trial is no valid study; told before the first one is trained.
         """
-        methods = list(dict.fromkeys(run.method for run in self.runs))
-        plans = {method: self._planned(method) for method in methods}
-        chosen = {m: best_by_backbone(self._tried(m, plans[m])) for m in methods}
+        tuned = list(dict.fromkeys(run.method for run in self.runs))
+        plans = {method: self._planned(method, self.runs) for method in tuned}
+        chosen = {
+            method: {
+                **best_by_backbone(self._known(method)),
+                **best_by_backbone(self._tried(method, plans.get(method, []))),
+            }
+            for method in self.study.config["methods"]
+        }
         path = self.folder / "choice.yaml"
-        write_choice(path, self.study, self.search, chosen)
+        write_choice(path, self.study, self.search, {m: of for m, of in chosen.items() if of})
         return path
 
-    def _planned(self, method: str) -> list[tuple[int, Run, dict, Study]]:
-        """Every trial of every run of a method: its number, its run, what it changes, its study."""
+    def _planned(self, method: str, runs: Sequence[Run]) -> list[Planned]:
+        """Every trial of every run of a method."""
         plan = [
             (number, run, dict(point))
-            for run in self.runs
+            for run in runs
             if run.method == method
             for number, point in enumerate(self.search.points(method, run.backbone))
         ]
@@ -127,7 +140,22 @@ class Tuner:
             for number, run, point in plan
         ]
 
-    def _tried(self, method: str, plan: Sequence[tuple[int, Run, dict, Study]]) -> list[Trial]:
+    def _known(self, method: str) -> list[Trial]:
+        """All trials of an earlier search, around backbones where it ended, not tuned now."""
+        found, unfinished = [], set()
+        known = known_trials(self.folder / f"{method}.csv")
+        for number, run, point, study in self._planned(method, self.others):
+            of = known.get((number, run.stem, study.recipe_hash(run)))
+            if of is None:
+                unfinished.add(run.backbone)
+            else:
+                found.append(Trial(number, run, point, {**of, "score": self._score(of)}))
+        return [trial for trial in found if trial.run.backbone not in unfinished]
+
+    def _tried(self, method: str, plan: Sequence[Planned]) -> list[Trial]:
+        """All trials of a plan, those that are not known yet trained."""
+        if not plan:
+            return []
         path = self.folder / f"{method}.csv"
         known, trials, left = known_trials(path), [], []
         others = other_rows(path, {(number, run.stem) for number, run, _, _ in plan})

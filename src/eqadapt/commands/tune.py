@@ -38,14 +38,17 @@ def run(args: argparse.Namespace) -> None:
     for name in args.method or ():
         if name not in {run.method for run in trained}:
             raise UserError(f"the study does not train {name!r}", where="--method")
-    runs = [
+    judged = [
         run
         for run in dict.fromkeys(replace(run, seed=search.seed) for run in trained)
         if args.dataset in (None, run.dataset)
-        and args.backbone in (None, run.backbone)
         and args.regime in (None, run.regime)
-        and (not args.method or run.method in args.method)
         and (args.group is None or run.group in (args.group, "C1"))
+    ]
+    runs = [
+        run
+        for run in judged
+        if args.backbone in (None, run.backbone) and (not args.method or run.method in args.method)
     ]
     if not runs:
         raise UserError("no trained run of the study matches the flags")
@@ -58,4 +61,5 @@ def run(args: argparse.Namespace) -> None:
         args.data,
     )
     keep_memory_on_cpus(study.config["device"])
-    print(Tuner(study, search, files, runs).tune())
+    others = [run for run in judged if run not in runs]
+    print(Tuner(study, search, files, runs, others).tune())
