@@ -270,7 +270,21 @@ def test_what_cannot_work_is_refused(training):
     with pytest.raises(UserError, match="temperature"):
         build_evidence("energy", temperature=0.0)
     with pytest.raises(UserError, match="leaves nothing"):
-        build_evidence("vim", share=1.0).fit(training)
+        build_evidence("vim", share=0.999).fit(training)
+    for name, wrong in (
+        ("vim", {"share": 1.0}),
+        ("knn", {"k": 0}),
+        ("knn", {"metric": "manhattan"}),
+        ("mahalanobis", {"shrinkage": 2.0}),
+        ("its_paper", {"sigma": 0.0}),
+        ("its_circular", {"radius": -1}),
+        ("features", {"dropout": 1.5}),
+        ("features", {"hidden": 0}),
+        ("lambda", {"lr": -1.0}),
+    ):
+        with pytest.raises(UserError, match=next(iter(wrong)) if wrong != {"k": 0} else "nearest"):
+            build_evidence(name, **wrong)
+    assert build_evidence("its_circular", sigma=0.0, radius=0) is not None
     with pytest.raises(UserError, match="not fitted"):
         build_evidence("features").score(training.logits, training.features)
     with pytest.raises(UserError, match="not fitted"):

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,8 @@ from eqadapt.errors import UserError
 from eqadapt.study import load_study
 from eqadapt.test_time import METHODS
 from eqadapt.test_time.plan import load_plan
-from eqadapt.test_time.settings import load_settings
+from eqadapt.test_time.settings import Entry, load_settings
+from eqadapt.test_time.study import TestTimeRunner
 
 PUBLISHED = Path(__file__).parents[1] / "config" / "published.yaml"
 SHIPPED = Path(__file__).parents[1] / "config" / "methods"
@@ -144,6 +146,20 @@ def test_methods_are_left_out_without_the_canonicalizer_they_need(tmp_path):
         (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
         study = load_study({**STUDY, "test_time": {"folder": str(tmp_path)}})
         assert load_plan(study).left_out == missing
+
+
+def test_settings_that_do_not_fit_the_study_are_told_before_it_runs(tmp_path):
+    for name in ("vanilla", "its_paper", "posterior_top_2"):
+        text = (SHIPPED / f"{name}.yaml").read_text()
+        (tmp_path / f"{name}.yaml").write_text(text)
+    for settings, change, said in (
+        ({"canonicalizer": "prlc_roated"}, {}, "canonicalizer: unknown method 'prlc_roated'"),
+        ({}, {"groups": ["C3"], "evaluate": {"poses": "C3"}}, "C3 has no half turn"),
+    ):
+        (tmp_path / "settings.yaml").write_text(yaml.safe_dump({**SETTINGS, **settings}))
+        study = load_study({**STUDY, **change, "test_time": {"folder": str(tmp_path)}})
+        with pytest.raises(UserError, match=said):
+            load_plan(study)
 
 
 def analyse(ran: Path, *verbs: str) -> Path:
@@ -288,8 +304,13 @@ def _grid(method, **values):
         ("boltzmann", _grid("boltzmann", temperature=["1e-3"]), "'1e-3' is no number"),
         ("boltzmann", _grid("boltzmann", space=[True]), "True is no text"),
         ("ood_knn", _grid("ood_knn", **{"evidence.m": [3]}), "no such hyper-parameter"),
-        ("ood_knn", _grid("ood_knn", **{"evidence.k": [3, "many"]}), "'many' is no number"),
+        ("ood_knn", _grid("ood_knn", **{"evidence.k": [3, "many"]}), "'many' is no whole number"),
         ("ood_knn", _grid("ood_knn", **{"evidence.reduce": ["max"]}), "unknown reduction"),
+        ("ood_knn", _grid("ood_knn", **{"evidence.k": [2.5]}), "2.5 is no whole number"),
+        ("ood_knn", _grid("ood_knn", **{"evidence.k": [0]}), "grid.evidence.k: 0 nearest"),
+        ("boltzmann", _grid("boltzmann", temperature=[-1]), "grid.temperature: temperature is -1"),
+        ("boltzmann", _grid("boltzmann", space=["foo"]), "space is 'foo'"),
+        ("prlc", _grid("prlc", views=[0]), "views is 0"),
         ("prlc", _grid("prlc", **{"evidence.k": [3]}), "reads no evidence"),
         ("settings", {"trials": 0}, "trials"),
         ("settings", {"trails": 4}, "trails"),
@@ -322,3 +343,17 @@ def test_the_pareto_front_keeps_what_nothing_cheaper_beats():
     points = {"a": (1.0, 50.0), "b": (4.0, 80.0), "c": (4.0, 85.0), "d": (8.0, 84.0), "e": (2, 60)}
     assert pareto_front(points) == ["a", "e", "c"]
     assert pareto_front(points, worth=15.0) == ["a", "c"]
+
+
+def test_what_is_fitted_has_hyper_parameters_of_its_own_for_each_seed():
+    """A canonicalizer of each seed may be off by a constant of its own."""
+    off = {0: 3, 1: 1}
+    bench = SimpleNamespace(
+        accuracy=lambda _method, values, _split, seed: float(values["offset"] == off[seed])
+    )
+    runner = object.__new__(TestTimeRunner)
+    runner.settings = {"trials": 4}
+    runner.plan = SimpleNamespace(seeds=lambda _method: [0, 1])
+    grid = {"offset": [0, 1, 2, 3]}
+    tuned = runner._tuned(bench, Entry(METHODS["lc_offset"], "", grid), {})
+    assert {seed: of.parameters["offset"] for seed, of in tuned.items()} == off

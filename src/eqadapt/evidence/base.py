@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from eqadapt.errors import UserError
+
 Array = NDArray[np.floating]
 
 
@@ -56,6 +58,16 @@ class Evidence(Protocol):
     def score(self, logits: Array, features: Array) -> NDArray[np.float64]:
         """Scores (N, K), larger = more likely upright, of logits (N, K, C), features (N, K, D)."""
         ...
+
+
+def require(holds: bool, what: str, allowed: str) -> None:
+    """Stop at a hyper-parameter out of its range.
+
+    Raises:
+        UserError: ``holds`` is false; ``what`` names the parameter and its value.
+    """
+    if not holds:
+        raise UserError(what, fix=allowed)
 
 
 def log_softmax(logits: Array) -> NDArray[np.float64]:

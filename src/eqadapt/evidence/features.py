@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqadapt.errors import UserError
-from eqadapt.evidence.base import Array, TrainingViews, logsumexp
+from eqadapt.evidence.base import Array, TrainingViews, logsumexp, require
 
 _CHUNK = 4096  # views compared with the bank at once
 
@@ -41,8 +41,7 @@ def nearest_distances(
         raise UserError(
             f"{k} nearest neighbours of a bank of {len(bank)}", fix="a smaller k or a larger bank"
         )
-    if metric not in ("cosine", "euclidean"):
-        raise UserError(f"unknown metric {metric!r}", fix="cosine or euclidean")
+    _check_metric(metric)
     if metric == "cosine":
         queries, bank = _normalised(queries), _normalised(bank)
     points = torch.from_numpy(np.ascontiguousarray(bank, dtype=np.float32))
@@ -59,6 +58,11 @@ def nearest_distances(
             distances = squared.clamp_min(0.0).sqrt()
         found.append(distances.topk(k, dim=1, largest=False).values.numpy())
     return np.concatenate(found).astype(np.float64)
+
+
+def _check_metric(metric: str) -> None:
+    if metric not in ("cosine", "euclidean"):
+        raise UserError(f"unknown metric {metric!r}", fix="cosine or euclidean")
 
 
 @dataclass
@@ -78,8 +82,10 @@ class Knn:
     bank: Array = field(default_factory=lambda: np.empty((0, 0)), repr=False)
 
     def __post_init__(self) -> None:
+        require(self.k >= 1, f"{self.k} nearest neighbours", "k of 1 or more")
         if self.reduce not in ("kth", "mean"):
             raise UserError(f"unknown reduction {self.reduce!r} of neighbours", fix="kth or mean")
+        _check_metric(self.metric)
 
     def fit(self, training: TrainingViews) -> Knn:
         """Keep the upright training features."""
@@ -139,6 +145,9 @@ class Mahalanobis:
     means: Array = field(default_factory=lambda: np.empty((0, 0)), repr=False)
     whitening: Array = field(default_factory=lambda: np.empty((0, 0)), repr=False)
 
+    def __post_init__(self) -> None:
+        require(0 <= self.shrinkage <= 1, f"shrinkage is {self.shrinkage}", "0 to 1")
+
     def _prepared(self, features: Array) -> NDArray[np.float64]:
         features = np.asarray(features, np.float64)
         return _normalised(features) if self.normalise else features  # type: ignore[return-value]
@@ -183,6 +192,10 @@ class Vim:
     origin: Array = field(default_factory=lambda: np.empty(0), repr=False)
     residual: Array = field(default_factory=lambda: np.empty((0, 0)), repr=False)
     alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        share = f"share of the principal space is {self.share}"
+        require(0 < self.share < 1, share, "above 0 and below 1")
 
     def fit(self, training: TrainingViews) -> Vim:
         """The head, the principal space and the scale of the virtual logit.

@@ -9,7 +9,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eqadapt.evidence.base import require
+
 _ROWS = 2048  # inputs scored at once
+
+
+def check_training(
+    *, hidden: int, epochs: int, batch_size: int, lr: float, weight_decay: float
+) -> None:
+    """Stop at what ``train_network`` could not train with.
+
+    Raises:
+        UserError: A number out of its range.
+    """
+    require(hidden >= 1, f"hidden is {hidden}", "1 or more")
+    require(epochs >= 0, f"epochs is {epochs}", "0 or more")
+    require(batch_size >= 1, f"batch_size is {batch_size}", "1 or more")
+    require(lr >= 0, f"lr is {lr}", "0 or above")
+    require(weight_decay >= 0, f"weight_decay is {weight_decay}", "0 or above")
 
 
 def train_network(

@@ -14,8 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqadapt.errors import UserError
-from eqadapt.evidence.base import Array, TrainingViews, log_softmax, logsumexp
-from eqadapt.evidence.fitting import count_parameters, score_in_double, train_network
+from eqadapt.evidence.base import Array, TrainingViews, log_softmax, logsumexp, require
+from eqadapt.evidence.fitting import (
+    check_training,
+    count_parameters,
+    score_in_double,
+    train_network,
+)
 
 
 def view_inputs(logits: Array, features: Array) -> NDArray[np.float32]:
@@ -66,6 +71,17 @@ class FeaturesPrior:
     centre: Any = field(default=None, repr=False)
     scale: Any = field(default=None, repr=False)
     seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_training(
+            hidden=self.hidden,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+        )
+        require(self.layers >= 0, f"layers is {self.layers}", "0 or more")
+        require(0 <= self.dropout < 1, f"dropout is {self.dropout}", "0 or above and below 1")
 
     @property
     def per_view(self) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eqadapt.errors import UserError
-from eqadapt.evidence.base import Array, TrainingViews, logsumexp
+from eqadapt.evidence.base import Array, TrainingViews, logsumexp, require
 
 
 def gaussian_kernel(sigma: float, radius: int) -> NDArray[np.float64]:
@@ -39,9 +40,16 @@ class ItsPaper:
         radius: Its half width, in samples.
     """
 
+    may_be_sharp: ClassVar[bool] = False
     sigma: float = 2.0
     radius: int = 3
     per_view = False
+
+    def __post_init__(self) -> None:
+        smooths = self.sigma > 0 or (self.sigma == 0 and self.may_be_sharp)
+        least = "0 (no smoothing) or above" if self.may_be_sharp else "above 0"
+        require(smooths, f"sigma is {self.sigma}", least)
+        require(self.radius >= 0, f"radius is {self.radius}", "0 or more")
 
     def fit(self, training: TrainingViews) -> ItsPaper:
         """Nothing to fit."""
@@ -81,6 +89,7 @@ class ItsCircular(ItsPaper):
     one. Scores turn with the input. ``sigma`` of 0 does not smooth.
     """
 
+    may_be_sharp: ClassVar[bool] = True
     sigma: float = 1.0
 
     def score(self, logits: Array, features: Array) -> NDArray[np.float64]:

@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 
 from eqadapt.errors import UserError
 from eqadapt.evidence.base import Array, TrainingViews
-from eqadapt.evidence.fitting import count_parameters, score_in_double, train_network
+from eqadapt.evidence.fitting import (
+    check_training,
+    count_parameters,
+    score_in_double,
+    train_network,
+)
 
 
 @dataclass
@@ -40,6 +45,15 @@ class LambdaWeights:
     network: Any = field(default=None, repr=False)
     seconds: float = 0.0
     per_view = True
+
+    def __post_init__(self) -> None:
+        check_training(
+            hidden=self.hidden,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+        )
 
     @property
     def num_parameters(self) -> int:

@@ -12,7 +12,7 @@ the class as well: each view's class probabilities are then multiplied by its ow
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,6 +46,17 @@ _RULE_PARAMETERS = (
     "offset",
 )
 _EVIDENCE_PREFIX = "evidence."
+_NOT_NEGATIVE = (lambda value: value >= 0, "0 or above")
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "temperature": (lambda value: value >= 0, "0 (the best view alone) or above"),
+    "prior_weight": _NOT_NEGATIVE,
+    "evidence_weight": _NOT_NEGATIVE,
+    "class_weight": _NOT_NEGATIVE,
+    "space": (lambda value: value in SPACES, " or ".join(SPACES)),
+    "views": (lambda value: value >= 1 and value == int(value), "a whole number, 1 or more"),
+    "quantile": (lambda value: 0 <= value <= 1, "0 to 1"),
+    "offset": (lambda value: value == int(value), "a whole number"),
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,8 @@ class TestTimeMethod:
         gated: The input is kept as it is where the evidence of its own view is high enough.
         defaults: Values of its hyper-parameters where nothing is searched.
         inherits: Another method whose selected evidence hyper-parameters it takes over.
-        tuned_on: The split on which its hyper-parameters are chosen.
+        tuned_on: The split on which its hyper-parameters are chosen. On ``train`` they are a part
+            of what is fitted, and each seed has its own.
     """
 
     __test__ = False  # the name is not a test's
@@ -159,6 +171,20 @@ class TestTimeMethod:
                 fix=f"{', '.join(_RULE_PARAMETERS)} or {_EVIDENCE_PREFIX}<name>",
             )
         return merged
+
+
+def check_range(key: str, value: Any) -> None:
+    """Stop at a value of a rule's hyper-parameter that no view could be weighed by.
+
+    Args:
+        key: Its name; those of evidence, which checks its own, are let through.
+        value: Of the kind of its default.
+
+    Raises:
+        UserError: The value is out of its range.
+    """
+    if key in _RANGES and not _RANGES[key][0](value):
+        raise UserError(f"{key} is {value!r}", fix=_RANGES[key][1])
 
 
 METHODS: dict[str, TestTimeMethod] = {}

@@ -94,6 +94,32 @@ class Plan:
                 )
         return kept
 
+    def check(self) -> None:
+        """Stop at settings that do not fit the study, before the backbone passes anything.
+
+        Raises:
+            UserError: No method has the canonicalizer's name, or a method cannot be under a group.
+        """
+        folder = str(self.study.config["test_time"]["folder"])
+        try:
+            get_trained_method(str(self.settings["canonicalizer"]))
+        except UserError as error:
+            raise UserError(f"canonicalizer: {error.what}", where=folder, fix=error.fix) from error
+        orders = {name: parse_group(name).order for name in self.study.config["groups"]}
+        least = min(orders, key=orders.__getitem__)
+        for entry in self.entries:
+            name, defaults = entry.method.name, entry.method.defaults
+            views = max([*entry.grid.get("views", ()), defaults.get("views") or 0])
+            if views > orders[least]:
+                raise UserError(f"{name} takes {views} views, {least} has fewer", where=folder)
+            odd = [group for group, order in orders.items() if order % 2]
+            if odd and entry.method.evidence == "its_paper":
+                raise UserError(
+                    f"{name} samples both ends of [-180, 180] degrees, {odd[0]} has no half turn",
+                    where=folder,
+                    fix="groups of even order, or its_circular",
+                )
+
     def _can_run(self, method: TestTimeMethod) -> bool:
         name = self.canonicalizer(method)
         if name is None:
@@ -154,7 +180,7 @@ def load_plan(study: Study) -> Plan:
     """The plan of a study.
 
     Raises:
-        UserError: It has no test-time methods, or their settings are not valid.
+        UserError: It has no test-time methods, or their settings are not valid, or not for it.
     """
     section = study.config["test_time"]
     if section is None:
@@ -163,4 +189,6 @@ def load_plan(study: Study) -> Plan:
             where=study.name,
             fix="test_time: {folder: config/<folder with settings.yaml>}",
         )
-    return Plan(study, load_settings(Path(section["folder"])))
+    plan = Plan(study, load_settings(Path(section["folder"])))
+    plan.check()
+    return plan

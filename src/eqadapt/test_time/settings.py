@@ -15,7 +15,13 @@ import yaml
 from eqadapt.errors import UserError
 from eqadapt.evidence import EVIDENCE, build_evidence
 from eqadapt.study import UniqueKeys
-from eqadapt.test_time.methods import METHODS, TestTimeMethod, evidence_parameters, get_method
+from eqadapt.test_time.methods import (
+    METHODS,
+    TestTimeMethod,
+    check_range,
+    evidence_parameters,
+    get_method,
+)
 
 SETTINGS_FILE = "settings.yaml"
 
@@ -122,19 +128,30 @@ def _check_values(method: TestTimeMethod, key: str, values: list[Any]) -> None:
         default = inspect.signature(EVIDENCE[str(method.evidence)].build).parameters.get(name)
         default = values[0] if default is None else default.default
     for value in values:
-        if _kind(value) != _kind(default):
+        if not _is_of_kind(value, default):
             raise UserError(
                 f"grid.{key}: {value!r} is no {_kind(default)}",
                 fix="YAML reads 1.0e-3 as a number, but 1e-3 as text",
             )
-        for name in own:
-            build_evidence(str(method.evidence), **{name: value})
+        try:
+            check_range(key, value)
+            for name in own:
+                build_evidence(str(method.evidence), **{name: value})
+        except UserError as error:
+            raise UserError(f"grid.{key}: {error.what}", fix=error.fix) from error
+
+
+def _is_of_kind(value: Any, default: Any) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return _kind(value) == _kind(default) or (whole and _kind(default) == "number")
 
 
 def _kind(value: Any) -> str:
     if isinstance(value, bool):
         return "yes or no"
-    return "number" if isinstance(value, int | float) else "text"
+    if isinstance(value, int):
+        return "whole number"
+    return "number" if isinstance(value, float) else "text"
 
 
 def _parents_first(entries: list[Entry]) -> list[Entry]:
