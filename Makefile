@@ -18,9 +18,10 @@ ARGS ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READY := .venv/.ready
 
+# With ARGS it may be a plan only, or another study: Snakemake itself then says where the report is.
 study: $(READY)
 	snakemake $(ARGS) --configfile $(STUDY)
-	@python -c 'from eqadapt.study import load_study; print("report:", load_study("$(STUDY)").results_dir / "report.html")'
+	$(if $(ARGS),,@python -c 'from eqadapt.study import load_study; print("report:", load_study("$(STUDY)").results_dir / "report.html")')
 
 test: $(READY)
 	python -m pytest
@@ -51,9 +52,11 @@ adopt: $(READY)
 	snakemake --configfile config/digits.yaml --touch --forceall --cores 1 --quiet all
 
 # The lock names every package with its hashes, so nothing is resolved (--no-deps), and the package
-# itself is built with the setuptools of the lock (--no-build-isolation), without a network.
+# itself is built with the setuptools of the lock (--no-build-isolation), without a network. An
+# environment in which pip cannot find pip was left half made, and is made anew.
 $(READY): requirements.lock pyproject.toml workflow/find_python.sh
-	@[ -x .venv/bin/python ] || "$$(bash workflow/find_python.sh $(PYTHON))" -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-index pip &>/dev/null \
+	  || "$$(bash workflow/find_python.sh $(PYTHON))" -m venv --clear .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --require-hashes -r requirements.lock
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .

@@ -159,6 +159,8 @@ def test_views_are_the_same_bytes_one_by_one_and_in_any_order(order):
         one_by_one = torch.stack([action.turn(x, -k) for k in range(order)], dim=1)
         for size, expected in ((None, one_by_one), (5, one_by_one[..., 1::3, 1::3])):
             assert torch.equal(action.orbit(x, size), expected)
+            elements = torch.full((batch,), order - 1)
+            assert torch.equal(action.undo(x, elements, size), expected[:, order - 1])
             views, places = action.orbit_as_made(x, size)
             assert torch.equal(views[:, places], expected)
             some = [order - 1, 0, order // 2]

@@ -6,6 +6,7 @@ import yaml
 
 from eqadapt import checkpoint
 from eqadapt.cli import main
+from eqadapt.datasets import prepared
 from eqadapt.errors import UserError
 from eqadapt.runs import StudyFiles, StudyRunner
 from eqadapt.study import load_study, merge
@@ -53,6 +54,41 @@ def scorer_of(project, study, seed):
     return checkpoint.without_prefix("scorer", tensors, ".")
 
 
+def test_progress_on_another_start_is_not_gone_on_with(project, monkeypatch):
+    """The bytes of the start count: its metadata are the same when it is trained again."""
+    monkeypatch.chdir(project)
+    study = load_study(merge(FIRST, {"regimes": ["joint", "frozen"]}))
+    files = StudyFiles(*(project / name for name in ("results/first", "scratch", "data/prepared")))
+    run = next(run for run in study.trained_runs() if run.regime == "frozen")
+    runner = StudyRunner(study, files)
+    recipe, model = study.recipe(run), runner.model(run, study.recipe(run))
+    before = runner.trainer(run, recipe, model, "x", []).digest
+    assert runner.trainer(run, recipe, model, "x", []).digest == before
+    path = files.checkpoint(study.start(run))
+    tensors, meta = checkpoint.load(path)
+    kept = path.read_bytes()
+    try:
+        checkpoint.save(path, {key: value + 1 for key, value in tensors.items()}, meta)
+        assert runner.trainer(run, recipe, model, "x", []).digest != before
+    finally:
+        path.write_bytes(kept)
+
+
+def test_training_does_not_load_the_test_images(project, monkeypatch):
+    monkeypatch.chdir(project)
+    loaded = []
+    load = prepared.load
+
+    def told(folder, split, **options):
+        loaded.append(split)
+        return load(folder, split, **options)
+
+    monkeypatch.setattr(prepared, "load", told)
+    flags = ["--set", "methods=[vanilla]", "--results", "results/other", "--scratch", "scratch/o"]
+    assert main(["train", "--study", "first.yaml", *flags]) == 0
+    assert set(loaded) == {"train", "validation"}
+
+
 def test_each_run_begins_as_the_run_that_the_path_names_for_it(project):
     for seed in (0, 1):
         first, second = scorer_of(project, "first", seed), scorer_of(project, "second", seed)
@@ -78,7 +114,7 @@ def test_where_a_run_starts_is_part_of_what_it_is():
 def test_a_missing_or_foreign_checkpoint_is_told_before_training(project, monkeypatch):
     monkeypatch.chdir(project)
     lacking = load_study(merge(SECOND, {"train": {"scorer_start": "gone/{seed}.safetensors"}}))
-    said = lacking.missing_weights()
+    said = lacking.missing_sources()
     assert len(said) == 2 and "no such checkpoint: gone/0.safetensors" in said[0]
     foreign = load_study(merge(SECOND, {"scorer": {"width": 4}}))
     files = StudyFiles(*(project / name for name in ("results/x", "scratch/x", "data/prepared")))

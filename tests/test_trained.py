@@ -58,7 +58,7 @@ def trained(tmp_path_factory):
     return images, outputs
 
 
-@pytest.mark.parametrize("method", STUDY["methods"])
+@pytest.mark.parametrize("method", [name for name in STUDY["methods"] if name != "oracle"])
 def test_it_is_the_model_of_the_study(trained, method, tmp_path, monkeypatch):
     images, outputs = trained
     folder, expected = outputs[method]
@@ -81,6 +81,13 @@ def test_without_a_name_it_is_of_the_method_that_was_trained(trained):
     assert torch.equal(found.logits, outputs["prlc"][1].logits)
 
 
+def test_draws_of_an_evaluation_are_part_of_a_run_that_draws():
+    more = load_study({**STUDY, "evaluate": {"poses": "C4", "samples": 5}})
+    study = load_study(STUDY)
+    for run, other in zip(study.runs(), more.runs(), strict=True):
+        assert (study.recipe_hash(run) == more.recipe_hash(other)) == (run.method != "lps")
+
+
 def test_what_it_cannot_be_is_told(trained, tmp_path):
     path = trained[1]["vanilla"][0] / "checkpoint.safetensors"
     with pytest.raises(UserError, match="prlc is not evaluated with a checkpoint of vanilla"):
@@ -90,6 +97,11 @@ def test_what_it_cannot_be_is_told(trained, tmp_path):
     checkpoint.save(tmp_path / "old", tensors, meta)
     with pytest.raises(UserError, match="of an earlier version"):
         load_trained(tmp_path / "old")
+    checkpoint.save(tmp_path / "pretrained", tensors, {"dataset": "digits"})
+    with pytest.raises(UserError, match="not that of a run"):
+        load_trained(tmp_path / "pretrained")
+    with pytest.raises(UserError, match="told the true pose"):
+        load_trained(path, "oracle")
     described["backbone"]["weights"] = "prototypes"
     checkpoint.save(tmp_path / "zero", tensors, meta | {"model": described})
     with pytest.raises(UserError, match="of a zero-shot classifier"):

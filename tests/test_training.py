@@ -22,6 +22,7 @@ from eqadapt.losses import classwise_prior_loss, prior_loss
 from eqadapt.methods import get_method
 from eqadapt.scorers import build_scorer
 from eqadapt.symmetrize import Symmetrized
+from eqadapt.tasks.classification import ImagePipeline
 from eqadapt.training import LabelledImages, Trainer, learning_rate_factor, prior_factor
 from eqadapt.view_scorers import VIEW_SCORERS, build_view_scorer
 
@@ -343,6 +344,24 @@ def test_training_stops_after_as_many_epochs_without_a_better_score_as_the_patie
     trainer._validate = lambda: {"val_acc": 0.5, "val_cn_avg": 0.5, "val_identity_rate": None}
     result = trainer.run()
     assert (result.best_epoch, len(result.history)) == (0, 3)
+
+
+def test_a_single_image_that_a_norm_cannot_take_is_told_with_its_setting():
+    trainer = make_trainer(batch_size=1)
+    trainer.model.backbone.network.body.append(nn.BatchNorm1d(8))
+    with pytest.raises(UserError, match="no statistics of a single image") as told:
+        trainer.run()
+    assert told.value.where == "train.batch_size"
+
+
+def test_images_turned_by_chance_end_as_those_of_the_action_do():
+    images = torch.full((16, 1, SIZE, SIZE), 255, dtype=torch.uint8)
+    turned = {}
+    for padding in ("border", "zeros"):
+        recipe = make_recipe(augment={"crop_padding": 0, "flip": False, "jitter_degrees": 45.0})
+        recipe["image"]["padding"] = padding
+        turned[padding], _ = ImagePipeline.from_recipe(recipe).augmented(images)
+    assert turned["border"].min() > 0.999 and turned["zeros"].min() < 0.5
 
 
 def test_schedules_start_warm_and_end_low():

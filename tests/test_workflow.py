@@ -79,7 +79,7 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     for name in ("workflow", "profiles", "config", "notebooks"):
         shutil.copytree(REPOSITORY / name, folder / name)
-    for name in ("Snakefile", "environment.yml"):
+    for name in ("Snakefile", "environment.yml", "environment.post-deploy.sh"):
         shutil.copy(REPOSITORY / name, folder / name)
     return folder
 
@@ -150,6 +150,60 @@ def test_a_study_whose_weights_are_missing_is_planned_but_not_begun(project, tmp
     assert plan.status == 0 and begun.status != 0
     assert "no such weights file: $EQADAPT_MIRROR/cifar10_resnets" in begun.said
     assert not (folder / "data").exists()
+
+
+def test_a_study_whose_images_are_missing_is_planned_but_not_begun(project, tmp_path):
+    folder = tmp_path / "project"
+    shutil.copytree(project, folder)
+    lacking = 'datasets={mine: {folder: "no/such/folder", size: 8}}'
+    plan, begun = snakemake(
+        folder, ["-n", *SMOKE, "--config", lacking], [*SMOKE, "--config", lacking, "--cores", "1"]
+    )
+    assert plan.status == 0 and begun.status != 0
+    for call in (plan, begun):
+        assert "data set mine: no such folder of images: no/such/folder" in call.said
+    assert not (folder / "data").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(project, tmp_path):
+    folder = tmp_path / "project"
+    shutil.copytree(project, folder)
+    shutil.rmtree(folder / "scratch", ignore_errors=True)
+    (folder / "scratch").touch()
+    (call,) = snakemake(folder, ["-n", *SMOKE])
+    assert call.status != 0 and "cannot be written into scratch/smoke" in call.said
+    assert "Traceback" not in call.said
+
+
+def test_cells_whose_names_look_alike_are_told_apart(project):
+    content = read_yaml(REPOSITORY / "config" / "methods_digits.yaml")
+    content["datasets"] = {"digits": {}, "digits_big": {"source": "digits"}}
+    network = {"model": "resnet_small", "weights": "pretrain"}
+    content["backbones"] = {"big_net": network, "net": network}
+    path = project / "config" / "alike.yml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    (plan,) = snakemake(project, ["-n", "--configfile", "config/alike.yml"])
+    assert plan.status == 0, plan.said
+    cells = sum(count for rule, count in plan.jobs.items() if rule.startswith("methods_"))
+    assert cells == 2 * 2 * len(content["groups"])
+
+
+def test_a_notebook_of_an_odd_name_is_left_out_and_told(project, tmp_path):
+    folder = tmp_path / "project"
+    shutil.copytree(project, folder)
+    for name in ("explore copy", "my-own_2"):
+        shutil.copy(
+            folder / "notebooks" / "look_at_failures.ipynb", folder / f"notebooks/{name}.ipynb"
+        )
+    plan, page = snakemake(
+        folder,
+        ["-n", "-p", *SMOKE],
+        ["-n", "results/smoke/notebooks/explore copy.html", *SMOKE],
+    )
+    assert plan.status == 0 and plan.jobs["notebook"] == 4
+    assert re.search(r"left out, .*: notebooks/explore copy\.ipynb", plan.said)
+    assert "notebooks/my-own_2.ipynb" in plan.said
+    assert page.status != 0 and "Missing" in page.said
 
 
 def test_faults_stop_before_the_first_job_with_key_and_allowed_values(project):
@@ -259,6 +313,27 @@ def test_a_change_of_one_method_redoes_that_method_alone(finished):
     assert more.jobs["train"] == more.jobs["predict"] == two_groups_two_seeds
     assert "pretrain" not in changed.jobs
     assert longer.jobs["train"] == 1 + 2 + 2 and longer.jobs["predict"] == 1 + 2 + 2 + 1
+
+
+def test_another_backbone_redoes_nothing_of_those_there(finished):
+    other = "backbones={other: {model: resnet18, weights: pretrained}}"
+    (more,) = snakemake(finished, ["-n", *FINISHED, other])
+    two_seeds = 2
+    assert more.jobs["hub_weights"] == 1 and "pretrain" not in more.jobs
+    assert more.jobs["train"] == two_seeds * (1 + 2 + 2)
+    assert more.jobs["predict"] == two_seeds * (1 + 2 + 2 + 1)
+
+
+def test_orbits_wait_for_the_weights_of_their_own_backbone_alone(project):
+    content = read_yaml(REPOSITORY / "config" / "methods_digits.yaml")
+    content["datasets"] = {"imagenet1k": {"folder": "images"}}
+    content["backbones"] = {name: {"weights": "pretrained"} for name in ("resnet18", "resnet34")}
+    path = project / "config" / "published.yml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    cache = f"data/orbits/{content['study']}/imagenet1k-resnet34-C8-test.safetensors"
+    (plan,) = snakemake(project, ["-n", cache, "--configfile", "config/published.yml"])
+    assert plan.jobs["hub_weights"] == plan.jobs["orbits"] == 1, plan.said
+    assert "resnet18" not in plan.said
 
 
 @pytest.mark.slow

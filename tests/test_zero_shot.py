@@ -177,7 +177,13 @@ def split(count=12, channels=3, size=16, classes=CLASSES):
 
 
 def recipe(backbone, **image):
-    defaults = {"size": 16, "backbone_size": None, "upsampling": "bicubic", "mask": None}
+    defaults = {
+        "size": 16,
+        "backbone_size": None,
+        "upsampling": "bicubic",
+        "mask": None,
+        "padding": "border",
+    }
     defaults |= {"mean": [0.4] * 3, "std": [0.2] * 3}
     augment = {"crop_padding": 0, "flip": False, "jitter_degrees": 0.0}
     return {"backbone": backbone, "image": {**defaults, **image}, "train": {"augment": augment}}

@@ -18,6 +18,6 @@ for candidate in "${candidates[@]}"; do
     fi
 done
 echo "no Python 3.11 or 3.12 with the venv module among: ${candidates[*]}" >&2
-echo "  to do: install one (on Debian: apt-get install python3 python3-venv), or use conda with" >&2
-echo "  environment.yml, or say make PYTHON=/path/to/python3.12" >&2
+echo "  to do: install one (on Debian: apt-get install python3 python3-venv), or use conda as" >&2
+echo "  the head of environment.yml tells, or say make PYTHON=/path/to/python3.12" >&2
 exit 1

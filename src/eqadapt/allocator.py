@@ -1,7 +1,7 @@
 """What the C library does with memory that is freed, on processors.
 
 A step of training frees large tensors and asks for as large ones again. By default glibc gives them
-back to the system in between, which clears every page anew: a fifth of a step, for nothing.
+back to the system in between, which clears every page anew: some 13% of a step, for nothing.
 """
 
 from __future__ import annotations

@@ -85,8 +85,12 @@ def wait() -> None:
         torch.distributed.barrier()
 
 
-def part(count: int) -> slice:
+def part(count: int, section: str = "train") -> slice:
     """This process's rows of a batch of ``count``.
+
+    Args:
+        count: Images of the batch.
+        section: Of the study, for the message: ``"train"`` or ``"pretrain"``.
 
     Raises:
         UserError: The batch cannot be shared out equally.
@@ -97,7 +101,7 @@ def part(count: int) -> slice:
     if left:
         raise UserError(
             f"a batch of {count} images cannot be shared equally by {size()} processes",
-            where="train.batch_size",
+            where=f"{section}.batch_size",
             fix=f"a multiple of {size()}, e.g. {max(1, share) * size()}",
         )
     return slice(rank() * share, (rank() + 1) * share)
@@ -129,8 +133,12 @@ def averaged(objective: Objective, model: nn.Module) -> Objective:
     )
 
 
-def synchronised(model: nn.Module) -> None:
+def synchronised(model: nn.Module, section: str = "train") -> None:
     """Let batch norms take their statistics over all processes, in place.
+
+    Args:
+        model: Whose batch norms these are.
+        section: As of ``part``.
 
     Raises:
         UserError: The processes are not on GPUs, which alone can do it.
@@ -139,9 +147,10 @@ def synchronised(model: nn.Module) -> None:
         return
     if torch.distributed.get_backend() != "nccl":
         raise UserError(
-            "batch norms can share statistics on GPUs only", where="train.sync_batch_norm",
-            fix="train.sync_batch_norm of false",
-        )  # fmt: skip
+            "batch norms can share statistics on GPUs only",
+            where=f"{section}.sync_batch_norm",
+            fix="false",
+        )
     synchronise_norms(model)
 
 

@@ -15,16 +15,31 @@ if TYPE_CHECKING:
 
 UNKNOWN = "unknown"
 # What the workflow writes and commits says nothing about the code that wrote it.
-_OUTPUTS = (":(exclude)results", ":(exclude)data", ":(exclude)dvc.lock")
+_OUTPUTS = (":(top,exclude)results", ":(top,exclude)data", ":(top,exclude)dvc.lock")
+_FILE = Path(__file__).resolve()
 
 
 def _git(*args: str) -> str | None:
-    """What git prints here; None outside a repository or without git."""
+    """What git prints in this package's folder; None outside a repository or without git."""
+    command = ["git", "-C", str(_FILE.parent), *args]
     try:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+@functools.cache
+def repository() -> Path | None:
+    """The root of the checkout that this code is part of; None for an installed package.
+
+    The working folder says nothing of the code, and the package may lie inside a repository of
+    something else, in an environment there, that does not track it.
+    """
+    if _git("ls-files", "--error-unmatch", "--", _FILE.name) is None:
+        return None
+    root = _git("rev-parse", "--show-toplevel")
+    return Path(root) if root else None
 
 
 @functools.cache
@@ -33,7 +48,7 @@ def commit() -> str:
 
     Results and data do not count as differing: they are what the code makes.
     """
-    found = _git("rev-parse", "HEAD")
+    found = _git("rev-parse", "HEAD") if repository() else None
     if not found:
         return UNKNOWN
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", *_OUTPUTS)
@@ -41,9 +56,12 @@ def commit() -> str:
 
 
 @functools.cache
-def lock_sha256(folder: str | Path = ".") -> str:
-    """SHA-256 of ``requirements.lock`` in ``folder``, else ``unknown``."""
-    path = Path(folder) / "requirements.lock"
+def lock_sha256() -> str:
+    """SHA-256 of the checkout's ``requirements.lock``, else ``unknown``.
+
+    Without git, as in an unpacked archive, it is the one two folders above the package.
+    """
+    path = (repository() or _FILE.parents[2]) / "requirements.lock"
     return sha256_file(path) if path.is_file() else UNKNOWN
 
 

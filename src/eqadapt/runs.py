@@ -236,8 +236,8 @@ class StudyRunner:
         }
 
     def _identity(self, run: Run) -> dict[str, str]:
-        test = self.data(run.dataset).test
-        return {**self._training_identity(run), "test_sha256": test.metadata["data_sha256"]}
+        test = prepared.read_metadata(self.prepared_folder(run.dataset), "test")
+        return {**self._training_identity(run), "test_sha256": test["data_sha256"]}
 
     def _origin(self, run: Run) -> dict[str, Any]:
         """What the checkpoint of a run says of itself."""
@@ -282,8 +282,8 @@ class StudyRunner:
             recipe: Its recipe.
             model: Its model before training; its scorer is given the weights it starts from.
             stem: Names its progress, and the lines that tell of it.
-            identity: Whatever decides the result, beside the code; progress of another one, or
-                of other code, is not resumed.
+            identity: Whatever decides the result, beside what the run begins with, the code and
+                where it runs; progress of another one is not resumed.
             section: Of the study, where its recipe is from: ``"train"`` or ``"pretrain"``.
         """
         data = self.data(run.dataset)
@@ -291,8 +291,9 @@ class StudyRunner:
         if start is not None:
             tensors, _ = checkpoint.load(start)
             start_scorer(model.scorer, tensors, str(start))
-            identity = [*identity, sha256_file(start)]
-        identity = [*identity, code_id(*TRAINING_CODE)]
+        begins = self._begins_with(run, recipe) if section == "train" else []
+        where = [self.provenance[key] for key in ("device", "torch")]
+        identity = [*identity, begins, where, code_id(*TRAINING_CODE)]
         return Trainer(
             model,
             get_method(run.method),
@@ -345,9 +346,10 @@ class StudyRunner:
             self.forget_states([run.stem])
         distributed.wait()  # for the files, which later runs may start from
 
-    def _decided_by(self, run: Run, recipe: dict[str, Any]) -> dict[str, Any]:
-        """Whatever decides the files of a run."""
-        start, begins = self.study.start(run), []  # a weights file of the user's: see its checksum
+    def _begins_with(self, run: Run, recipe: dict[str, Any]) -> list[str]:
+        """SHA-256 of the weights a run begins with, but of a file of the user's, whose checksum is
+        in the recipe."""
+        start, begins = self.study.start(run), []
         if start is not None:
             begins.append(self.files.checkpoint(start))
         if recipe["backbone"]["weights"] == "pretrain":
@@ -355,10 +357,14 @@ class StudyRunner:
         if "scorer_start" in recipe["train"]:
             begins += filter(None, [self.study.scorer_start(run)])
         begins += map(hub_file, self.study.hub_models([run]))
+        return [sha256_file(path) for path in begins if path.is_file()]
+
+    def _decided_by(self, run: Run, recipe: dict[str, Any]) -> dict[str, Any]:
+        """Whatever decides the files of a run."""
         return {
             **run.as_dict(),
             **self._identity(run),
-            "begins_with": [sha256_file(path) for path in begins if path.is_file()],
+            "begins_with": self._begins_with(run, recipe),
             "code": code_id(RUN_CODE),
             **{key: self.provenance[key] for key in ("device", "torch")},
             "processes": distributed.size(),

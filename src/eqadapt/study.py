@@ -234,7 +234,9 @@ class Study:
         recipe = self.recipe(run)
         recipe["dataset"].pop("folder", None)
         recipe["backbone"].pop("file", None)
-        recipe.pop("evaluate")
+        samples = recipe.pop("evaluate").get("samples")
+        if samples is not None and get_method(run.source.method).selection == "sample":
+            recipe["samples"] = samples  # validation draws as many, and the checkpoint says so
         recipe["train"] = _hashed(recipe["train"])
         recipe["pretrain"] = _hashed(recipe["pretrain"])
         if recipe["backbone"]["weights"] != "pretrain":
@@ -284,9 +286,16 @@ class Study:
         models = {str(s["model"]) for s in sections if s["weights"] == "pretrained"}
         return sorted(model for model in models if model.split(".")[0] in timm_names())
 
-    def missing_weights(self) -> list[str]:
-        """What to say of weights files that are not there; the study's mirror is theirs too."""
+    def missing_sources(self) -> list[str]:
+        """What to say of the user's folders of images and weights files that are not there.
+
+        The study's mirror is the weights files' too.
+        """
         said = []
+        for name, dataset in self.config["datasets"].items():
+            folder = dataset["folder"]
+            if folder and not Path(expanded(folder)).is_dir():
+                said.append(f"data set {name}: no such folder of images: {folder}")
         for path in sorted({str(self.scorer_start(run)) for run in self.trained_runs()} - {"None"}):
             if not Path(path).is_file():
                 said.append(f"train.scorer_start: no such checkpoint: {path}")

@@ -67,6 +67,12 @@ def load_trained(path: str | Path, method: str | None = None) -> Symmetrized:
     """
     tensors, meta = checkpoint.load(path)
     section = meta.get(_MODEL)
+    if "method" not in meta:
+        raise UserError(
+            "the checkpoint is not that of a run",
+            where=str(path),
+            fix="results/<study>/runs/<run>/checkpoint.safetensors",
+        )
     if section is None or is_zero_shot(section["backbone"]):
         why = "of an earlier version" if section is None else "of a zero-shot classifier"
         raise UserError(
@@ -75,6 +81,8 @@ def load_trained(path: str | Path, method: str | None = None) -> Symmetrized:
             fix="train the run again" if section is None else "use StudyRunner.load of its study",
         )
     found = get_method(method or meta["method"])
+    if found.scorer == "true_pose":
+        raise UserError(f"{found.name} must be told the true pose, which only an evaluation knows")
     if (found.train_as or found.name) != meta["method"]:
         raise UserError(
             f"{found.name} is not evaluated with a checkpoint of {meta['method']}", where=str(path)

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,21 @@ def prior_factor(share: float, schedule: str) -> float:
     return {"constant": 1.0, "rising": share, "falling": 1.0 - share}[schedule]
 
 
+@contextlib.contextmanager
+def _norms_need_two(setting: str) -> Iterator[None]:
+    """Turn batch norm's complaint of a single image into an error that names the setting."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "batch norm has no statistics of a single image",
+            where=setting,
+            fix="2 or more images for each process, and as many training images",
+        ) from error
+
+
 def _train_scorer_in(dtype: torch.dtype | None, model: Symmetrized) -> None:
     """Let a scorer of images compute in ``dtype`` while it is trained; None: float32."""
     if isinstance(model.scorer, ImageScorer) and isinstance(model.scorer.network, PoseScorer):
@@ -201,7 +216,7 @@ class Trainer:
         if self.train_options.get("teacher_weight", 0.0):
             self.teacher = copy.deepcopy(model.backbone).eval().requires_grad_(False)
         if self.train_options.get("sync_batch_norm", False):
-            distributed.synchronised(model)
+            distributed.synchronised(model, section)
         self.optimizer = build_optimizer(model, self.train_options, frozen)
         self.network: Callable[..., Any] = model
         if self.train_options["compile"]:
@@ -304,7 +319,8 @@ class Trainer:
 
     def _step(self, rows: Tensor) -> Tensor:
         # Not kept where there is one process: a trainer that holds its own method is freed late.
-        loss, parts = (self.averaged or self._loss)(rows)
+        with _norms_need_two(f"{self.section}.batch_size"):
+            loss, parts = (self.averaged or self._loss)(rows)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.train_options["grad_clip"]:
@@ -335,7 +351,7 @@ class Trainer:
     def _loss(self, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The loss on this process's part of a batch, its parts, and how many are right."""
         method, action = self.method, self.model.action
-        part = distributed.part(len(rows))
+        part = distributed.part(len(rows), self.section)
         labels = self.data.labels[rows[part]]
         x, mirrored = self.pipeline.augmented(self.data.batch(rows), part)
         x = action.masked(x)

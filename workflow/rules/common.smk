@@ -6,11 +6,13 @@ $STUDY, a file named by its content, through the shell's prefix, which is not tr
 of one key reruns what depends on that key. $RESULTS and $SCRATCH are the study's folders.
 """
 
+import re
 import shlex
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
 
 from eqadapt.analysis import outputs
 from eqadapt.datasets.variants import Preparation
@@ -31,11 +33,11 @@ if not workflow.config_settings.configfiles and not set(schema()["required"]) <=
 
 try:
     STUDY = load_study(config)
+    # Studies of test-time methods predict by those, and train canonicalizers for them.
+    PLAN = load_plan(STUDY) if STUDY.config["test_time"] else None
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
-# Studies of test-time methods predict by those, and train canonicalizers for them.
-PLAN = load_plan(STUDY) if STUDY.config["test_time"] else None
 PREDICTED = PLAN.all_runs() if PLAN else STUDY.runs()
 
 CANONICALIZERS = [run for run in STUDY.trained_runs() if get_method(run.method).finds_a_pose]
@@ -84,13 +86,24 @@ def study_file():
     path = Path(SCRATCH) / f"study-{digest_of(text)}.yaml"
     other = results.exists() and results.read_text(encoding="utf-8") != text
     if other or not path.exists():
-        write_text(path, text)
+        try:
+            write_text(path, text)
+        except (UserError, OSError) as error:
+            raise WorkflowError(
+                f"the study cannot be written into {SCRATCH}, where commands read it: {error}\n"
+                "  in a read-only checkout: copy it to where writing is allowed"
+            ) from None
     return path.as_posix()
 
 
 def shell_prefix():
-    """Strict bash, this Python first on the path, and what must not be tracked."""
-    lines = ["set -euo pipefail", f'export PATH="{Path(sys.executable).parent}:$PATH"']
+    """Strict bash, the right Python first on the path, and what must not be tracked.
+
+    That is the one that runs Snakemake, but for --sdm conda, which has put its own there before.
+    """
+    lines = ["set -euo pipefail"]
+    if DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method:
+        lines.append(f'export PATH="{Path(sys.executable).parent}:$PATH"')
     lines.append(f"STUDY={study_file()} RESULTS={RESULTS} SCRATCH={SCRATCH}")
     if STUDY.config["mirror"]:
         lines.append(f"export EQADAPT_MIRROR={shlex.quote(expanded(STUDY.config['mirror']))}")
@@ -99,22 +112,27 @@ def shell_prefix():
 
 shell.prefix(shell_prefix())
 
-# timm's pretrained weights are fetched once, where there is a network, and are inputs then.
-HUB_FILES = expand(HUB_FILE, model=STUDY.hub_models())
-
-# Weights files of the user's are tracked by their checksums, not as inputs: a study can be planned
-# where they are not, but not begun.
-MISSING_WEIGHTS = STUDY.missing_weights()
-for message in MISSING_WEIGHTS:
+# Weights files of the user's are tracked by their checksums and folders of images by their state,
+# not as inputs: a study can be planned where they are not, but not begun.
+MISSING = STUDY.missing_sources()
+for message in MISSING:
     logger.warning(message)
 
 
 onstart:
-    if MISSING_WEIGHTS:
+    if MISSING:
         raise WorkflowError(
-            "; ".join(MISSING_WEIGHTS)
-            + " (see docs/your_own_study.md; environment variables in it must be set)"
+            "; ".join(MISSING)
+            + " (see docs/your_own_study.md; environment variables in a path must be set)"
         )
+
+
+def hub_files(runs=None):
+    """timm's pretrained weights that runs begin with, fetched once; None: those of all runs.
+
+    Each job has those of its own runs alone, so that another backbone in the study redoes nothing.
+    """
+    return expand(HUB_FILE, model=STUDY.hub_models(runs))
 
 
 def run_files(runs, *patterns):
@@ -196,6 +214,10 @@ class Part:
         """Digest of the recipes of one job's runs."""
         return digest_of([STUDY.recipe_hash(run) for run in self.covered(wildcards)])
 
+    def hub(self, wildcards):
+        """The pretrained weights that one job's runs begin with."""
+        return hub_files(self.covered(wildcards))
+
     def checkpoints(self, wildcards):
         """The checkpoints that one job's runs are evaluated with."""
         return run_files(dict.fromkeys(run.source for run in self.covered(wildcards)), CHECKPOINT)
@@ -239,6 +261,11 @@ def pretraining(wildcards):
 def pretrain_recipe(wildcards):
     """Digest of what decides a pretraining."""
     return STUDY.pretrain_hash(wildcards.dataset, wildcards.backbone)
+
+
+def frozen_run(wildcards):
+    """The run that stands for a frozen backbone, whatever the group."""
+    return PLAN.cells(wildcards.dataset, wildcards.backbone)[0].run("vanilla")
 
 
 def canonicalizers(cell):

@@ -92,7 +92,7 @@ rule hub_weights:
 
 rule data:
     input:
-        HUB_FILES,
+        hub_files(),
         expand(
             PREPARED_SPLIT,
             preparation={STUDY.preparation(name).name: None for name in STUDY.config["datasets"]},

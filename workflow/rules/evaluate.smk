@@ -12,7 +12,7 @@ for part in parts("predict", STUDY.runs()):
         input:
             data=prepared_splits,
             pretrained=pretraining,
-            hub=HUB_FILES,
+            hub=part.hub,
             starts=part.starts,
             checkpoints=part.checkpoints,
         output:

@@ -1,9 +1,18 @@
 """The notebooks, executed on the study's results so that they cannot rot.
 
 notebooks/*.ipynb, results/<study> -> results/<study>/notebooks/*.html
+
+One of your own in that folder is run as well, unless its name marks it as a copy or a draft: by
+anything but letters, digits, underscores and hyphens.
 """
 
-NOTEBOOKS = [path.stem for path in sorted(Path("notebooks").glob("*.ipynb"))]
+NOTEBOOK_NAME = r"[A-Za-z0-9_-]+"
+NOTEBOOKS = []
+for path in sorted(Path("notebooks").glob("*.ipynb")):
+    if re.fullmatch(NOTEBOOK_NAME, path.stem):
+        NOTEBOOKS.append(path.stem)
+    else:
+        logger.warning(f"left out, its name is not of letters, digits, _ and - alone: {path}")
 
 
 rule notebook:
@@ -14,6 +23,8 @@ rule notebook:
         page=f"{RESULTS}/notebooks/{{notebook}}.html",
     log:
         f"{LOGS}/notebooks/{{notebook}}.log",
+    wildcard_constraints:
+        notebook=NOTEBOOK_NAME,
     conda:
         ENVIRONMENT
     resources:

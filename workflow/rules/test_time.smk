@@ -11,7 +11,7 @@ rule orbits:
     input:
         data=prepared_splits,
         pretrained=pretraining,
-        hub=HUB_FILES,
+        hub=lambda w: hub_files([frozen_run(w)]),
     output:
         caches=expand(ORBITS, group=STUDY.config["groups"], split=SPLITS, allow_missing=True),
     log:
@@ -26,7 +26,7 @@ rule orbits:
         mem_mb=JOBS["mem_mb"],
         runtime=JOBS["runtime"],
     params:
-        recipe=lambda w: STUDY.recipe_hash(PLAN.cells(w.dataset, w.backbone)[0].run("vanilla")),
+        recipe=lambda w: STUDY.recipe_hash(frozen_run(w)),
         images=digest_of([PLAN.settings[key] for key in ("images", "dtype")]),
         flags=as_flags,
         code=code_id("eqadapt.commands.orbits"),
@@ -73,12 +73,13 @@ rule poses:
         ' --scratch "$SCRATCH" {params.flags} 2>&1 | tee {log}'
 
 
-# One rule a cell: what a cell leaves depends on it, because what has no group is kept once.
-for cell in PLAN.cells():
+# One rule a cell: what a cell leaves depends on it, because what has no group is kept once. Numbers
+# tell them apart: names of data sets and backbones joined by underscores need not.
+for number, cell in enumerate(PLAN.cells()):
 
     rule:
         name:
-            f"methods_{cell.dataset}_{cell.backbone}_{cell.group}"
+            f"methods_{number}"
         input:
             data=prepared_splits(cell),
             caches=expand(ORBITS, split=SPLITS, **vars(cell)),

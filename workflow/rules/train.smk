@@ -45,7 +45,7 @@ for part in parts("train", STUDY.trained_runs()):
         input:
             data=prepared_splits,
             pretrained=pretraining,
-            hub=HUB_FILES,
+            hub=part.hub,
             starts=part.starts,
         output:
             checkpoints=part.files(CHECKPOINT),

@@ -237,7 +237,7 @@ class RotationAction:
         """``act`` where no launch is waited for: turns are views, which the warp and the last copy
         read, and only images that need it are warped."""
         if not len(x):
-            return x
+            return x[..., at, at]
         parts = [self.group.decompose(element) for element in g.tolist()]
         if len(parts) == 1 and parts[0][1]:
             return self._warp_rest(torch.rot90(x, parts[0][0], (-2, -1)), parts[0][1], at)

@@ -58,7 +58,10 @@ def escnn_version() -> str:
         return metadata.version("escnn")
     except metadata.PackageNotFoundError as error:
         raise UserError(
-            "escnn is not installed; group-equivariant scorers need it", fix="pip install escnn"
+            "escnn is not installed; group-equivariant scorers need it",
+            # Its py3nj, which is not needed here, would be built, and wants a Fortran compiler.
+            fix="uv pip install . in a checkout, or pip install lie-learn==0.0.2 joblib pymanopt "
+            "autograd and pip install --no-deps escnn==1.0.11",
         ) from error
 
 

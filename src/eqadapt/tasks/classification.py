@@ -27,6 +27,7 @@ class ImagePipeline:
         crop_padding: Training crops are shifted by up to this many stored pixels, edges repeated.
         flip: Training images are mirrored with probability one half.
         jitter_degrees: Training images are turned by up to this angle either way.
+        padding: What such a turn finds outside the image, as the group's action does.
     """
 
     size: int
@@ -34,6 +35,7 @@ class ImagePipeline:
     crop_padding: int = 0
     flip: bool = False
     jitter_degrees: float = 0.0
+    padding: str = "border"
 
     @classmethod
     def from_recipe(cls, recipe: Mapping[str, Any]) -> ImagePipeline:
@@ -45,6 +47,7 @@ class ImagePipeline:
             crop_padding=augment["crop_padding"],
             flip=augment["flip"],
             jitter_degrees=augment["jitter_degrees"],
+            padding=image["padding"],
         )
 
     def to_act_size(self, images: Tensor) -> Tensor:
@@ -81,7 +84,7 @@ class ImagePipeline:
         x = self.to_act_size(images)
         if self.jitter_degrees:
             angles = torch.empty(count, device=device).uniform_(-1, 1) * self.jitter_degrees
-            x = rotate(x, angles[part], "bicubic").clamp(0.0, 1.0)
+            x = rotate(x, angles[part], "bicubic", self.padding).clamp(0.0, 1.0)
         return x, mirrored
 
 
