@@ -186,5 +186,5 @@ def test_what_is_told_where_escnn_is_missing_installs_the_versions_of_the_projec
 
 def test_every_stage_that_runs_rules_is_redone_after_an_edit_of_any():
     stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text("utf-8"))["stages"]
-    for name in ("train", "predict", "analyse"):
+    for name in ("data", "train", "predict", "analyse"):
         assert {"Snakefile", "workflow/rules", "src/eqadapt"} <= set(stages[name]["deps"]), name
