@@ -521,7 +521,7 @@ def test_what_cannot_work_is_refused():
         top_views(np.zeros((2, 4)), 0)
     with pytest.raises(UserError, match="no hyper-parameter temprature"):
         decide(METHODS["boltzmann"], views(4), {"temprature": 1.0})
-    with pytest.raises(UserError, match="temperature -1"):
+    with pytest.raises(UserError, match="temperature is -1"):
         decide(METHODS["boltzmann"], views(4), {"temperature": -1.0})
     with pytest.raises(UserError, match="output space"):
         decide(METHODS["boltzmann"], views(4), {"space": "odds"})

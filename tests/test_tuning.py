@@ -218,16 +218,22 @@ def test_a_search_reads_no_test_split_and_goes_on_trial_by_trial(project, monkey
     assert "not tuned: oracle" in text
 
 
+WITHIN = {"datasets": {"digits": {"limit_train": 20}}, "train": {"epochs": 0}}
+
+
+def short_search(project, name):
+    """Flags of a search of two trials that train nothing, with results of its own."""
+    content = yaml.safe_dump({**SPACE, "trials": 2, "within": WITHIN})
+    (project / f"{name}.yaml").write_text(content, encoding="utf-8")
+    return ["--study", "study.yaml", "--space", f"{name}.yaml", "--results", f"results/{name}"]
+
+
 def test_trials_may_be_shorter_than_the_study_and_the_choice_is_for_the_study(project, monkeypatch):
-    within = {"datasets": {"digits": {"limit_train": 20}}, "train": {"epochs": 0}}
-    space = project / "short.yaml"
-    space.write_text(yaml.safe_dump({**SPACE, "trials": 2, "within": within}), encoding="utf-8")
-    flags = ["--space", "short.yaml", "--method", "prlc", "--results", "results/short"]
     monkeypatch.chdir(project)
-    assert main(["tune", "--study", "study.yaml", *flags]) == 0
+    assert main(["tune", *short_search(project, "short"), "--method", "prlc"]) == 0
     with (project / "results/short/tuning/prlc.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    short = load_study(merge(STUDY, within))
+    short = load_study(merge(STUDY, WITHIN))
     run = next(run for run in short.runs() if run.method == "prlc" and run.seed == 3)
     assert rows[0]["config_hash"] == short.recipe_hash(run)
     path = project / "results/short/tuning/choice.yaml"
@@ -237,10 +243,7 @@ def test_trials_may_be_shorter_than_the_study_and_the_choice_is_for_the_study(pr
 
 
 def test_a_choice_keeps_what_was_found_for_methods_that_are_not_tuned_now(project, monkeypatch):
-    within = {"datasets": {"digits": {"limit_train": 20}}, "train": {"epochs": 0}}
-    space = project / "parts.yaml"
-    space.write_text(yaml.safe_dump({**SPACE, "trials": 2, "within": within}), encoding="utf-8")
-    flags = ["--study", "study.yaml", "--space", "parts.yaml", "--results", "results/parts"]
+    flags = short_search(project, "parts")
     monkeypatch.chdir(project)
     choice = project / "results/parts/tuning/choice.yaml"
     assert main(["tune", *flags]) == 0

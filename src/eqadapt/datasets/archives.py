@@ -45,8 +45,8 @@ class _Header(tarfile.TarInfo):
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the block of zeros with which every tar ends
-            raise
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise  # the block of zeros with which every tar ends
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error} at byte {tar.offset}") from error
 
@@ -114,7 +114,7 @@ def _sound(path: Path) -> Iterator[None]:
     """Turn a decoder's complaint into an error that names the archive."""
     try:
         yield
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # what zipfile says of a compression it does not know
         raise UserError(
             f"the archive cannot be read here ({error})",
             where=path.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +14,28 @@ from eqadapt.evidence.base import require
 _ROWS = 2048  # inputs scored at once
 
 
-def check_training(
-    *, hidden: int, epochs: int, batch_size: int, lr: float, weight_decay: float
-) -> None:
-    """Stop at what ``train_network`` could not train with.
+class Trained(Protocol):
+    """Evidence with a network: what ``train_network`` is told of it."""
+
+    hidden: int
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+
+
+def check_training(evidence: Trained) -> None:
+    """Stop at numbers that no network could be trained with.
 
     Raises:
-        UserError: A number out of its range.
+        UserError: One is out of its range.
     """
-    require(hidden >= 1, f"hidden is {hidden}", "1 or more")
-    require(epochs >= 0, f"epochs is {epochs}", "0 or more")
-    require(batch_size >= 1, f"batch_size is {batch_size}", "1 or more")
-    require(lr >= 0, f"lr is {lr}", "0 or above")
-    require(weight_decay >= 0, f"weight_decay is {weight_decay}", "0 or above")
+    for name, least in (("hidden", 1), ("epochs", 0), ("batch_size", 1)):
+        value = getattr(evidence, name)
+        require(value >= least, f"{name} is {value}", f"{least} or more")
+    for name in ("lr", "weight_decay"):
+        value = getattr(evidence, name)
+        require(value >= 0, f"{name} is {value}", "0 or above")
 
 
 def train_network(

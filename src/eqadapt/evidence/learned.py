@@ -73,13 +73,7 @@ class FeaturesPrior:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        check_training(
-            hidden=self.hidden,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-        )
+        check_training(self)
         require(self.layers >= 0, f"layers is {self.layers}", "0 or more")
         require(0 <= self.dropout < 1, f"dropout is {self.dropout}", "0 or above and below 1")
 

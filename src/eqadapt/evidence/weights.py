@@ -47,13 +47,7 @@ class LambdaWeights:
     per_view = True
 
     def __post_init__(self) -> None:
-        check_training(
-            hidden=self.hidden,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-        )
+        check_training(self)
 
     @property
     def num_parameters(self) -> int:

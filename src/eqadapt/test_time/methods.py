@@ -321,8 +321,7 @@ def _log_weights(
     weights = float(values.get("prior_weight", 1.0)) * prior
     if method.evidence is not None:
         temperature = float(values.get("temperature", 1.0))
-        if temperature < 0:
-            raise UserError(f"temperature {temperature}", fix="0 (the best view alone) or above")
+        check_range("temperature", temperature)
         scores = views.scores
         if temperature == 0:  # the limit: all weight on the best view
             return scores

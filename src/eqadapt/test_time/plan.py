@@ -111,7 +111,11 @@ class Plan:
             name, defaults = entry.method.name, entry.method.defaults
             views = max([*entry.grid.get("views", ()), defaults.get("views") or 0])
             if views > orders[least]:
-                raise UserError(f"{name} takes {views} views, {least} has fewer", where=folder)
+                raise UserError(
+                    f"{name} takes {views} views, {least} has fewer",
+                    where=folder,
+                    fix=f"{orders[least]} views at most, or without this method",
+                )
             odd = [group for group, order in orders.items() if order % 2]
             if odd and entry.method.evidence == "its_paper":
                 raise UserError(
