@@ -18,7 +18,7 @@ LONG = Effort(seconds=12.0, rounds=9)  # the ratio is close to one, and to its f
 @measure("inference", "An adapted ResNet-50 at 224 px against the plain one")
 @torch.no_grad()
 def inference(context: Context) -> Measured:
-    """Rows for the default C8 canonicalizer, contiguous and channels-last."""
+    """Rows for the default C8 canonicalizer and for OptC's, contiguous and channels-last."""
     cuda = context.device.type == "cuda"
     name, side = ("resnet_small", 32) if context.quick else ("resnet50", 224)
     batches = context.pick((1, 16, 128) if cuda else (1, 16), (2,))
@@ -26,31 +26,41 @@ def inference(context: Context) -> Measured:
         backbone = timm_backbone(name, side, context.device)
         if layout == "channels-last":
             backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        scorer = default_scorer(8, side, context.device, **context.default_options())
-        model = adapted(scorer, backbone).eval()
+        default = default_scorer(8, side, context.device, **context.default_options())
+        optc = default_scorer(8, side, context.device, "plain_cnn")
+        models = {
+            "C8": adapted(default, backbone).eval(),
+            "C8 by OptC": adapted(optc, backbone).eval(),
+        }
         for batch in batches:
             x = smooth_images(batch, side).to(context.device)
-            output = model(x)
-            canonical = model.action.undo(x, output.chosen)
-            difference = largest_difference(
-                output.logits, _plain(backbone, canonical), 1e-4, "logits of the canonical image"
-            )
+            plain = {"peer": partial(_plain, backbone, x)}
             found = context.compare(
-                {"peer": partial(_plain, backbone, x), "ours": partial(model, x)},
+                plain | {label: partial(model, x) for label, model in models.items()},
                 context.long_effort(LONG),
             )
-            ties = near_ties(output.pose_logits)
-            yield context.pair(
-                "inference",
-                f"{name}, C8, {side} px, batch {batch}, {layout}",
-                "plain timm",
-                found["peer"],
-                found["ours"],
-                packages=("timm",),
-                outputs_max_difference=difference,
-                floor=context.floor(1 / AT_MOST) if batch > 1 else None,
-                note=f"floor: at most {AT_MOST}x the backbone; {ties:.0%} near-ties scored twice",
-            )
+            for label, model in models.items():
+                output = model(x)
+                canonical = model.action.undo(x, output.chosen)
+                difference = largest_difference(
+                    output.logits,
+                    _plain(backbone, canonical),
+                    1e-4,
+                    "logits of the canonical image",
+                )
+                ties = near_ties(output.pose_logits)
+                yield context.pair(
+                    "inference",
+                    f"{name}, {label}, {side} px, batch {batch}, {layout}",
+                    "plain timm",
+                    found["peer"],
+                    found[label],
+                    packages=("timm",),
+                    outputs_max_difference=difference,
+                    floor=context.floor(1 / AT_MOST) if batch > 1 else None,
+                    note=f"floor: at most {AT_MOST}x the backbone; "
+                    f"{ties:.0%} near-ties scored twice",
+                )
 
 
 def _plain(backbone, x):
