@@ -33,6 +33,9 @@ SPEEDUPS = (
     "inference",
     "train_joint",
     "kept_memory",
+    "kept_memory_inference",
+    "kept_memory_optc",
+    "kept_memory_optc_default",
 )
 FEWEST_PAIRS = 3  # of a figure: the table tells one or two
 GROWTH = {

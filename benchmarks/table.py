@@ -38,7 +38,10 @@ NAMES = {
     "throughput": "images a second",
     "quality_curve": "accuracy against time",
     "quality_pair": "accuracy at equal budget",
-    "kept_memory": "training step, joint, freed memory kept",
+    "kept_memory": "freed memory kept: training step, joint",
+    "kept_memory_inference": "freed memory kept: adapted inference",
+    "kept_memory_optc": "freed memory kept: OptC, same weights",
+    "kept_memory_optc_default": "freed memory kept: OptC, our default form",
 }
 COLUMNS = (
     Column("measure", left=True),

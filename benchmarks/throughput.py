@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from benchmarks.ours import adapted, timm_backbone
@@ -33,22 +35,35 @@ def throughput(context: Context) -> Measured:
     labels = torch.arange(batch, device=device) % 10
     setting = f"{name}, C8, {side} px, batch {batch}"
 
-    step = plain_step(timm_backbone(name, 32, device, classes=10), x, labels)
-    found = context.compare({"ours": step})["ours"]
-    yield _rate(context, f"training step, vanilla, {setting}", found, batch)
+    precisions: dict[str, torch.dtype | None] = {"": None}
+    if device.type == "cuda":
+        precisions[", bfloat16"] = torch.bfloat16  # as the studies for a GPU train
+
+    for words, lower in precisions.items():
+        backbone = _in_layout(timm_backbone(name, 32, device, classes=10), lower)
+        found = context.compare({"ours": plain_step(backbone, x, labels, lower)})["ours"]
+        yield _rate(context, f"training step, vanilla, {setting}{words}", found, batch)
     for label, options in (QUICK if context.quick else CANONICALIZERS).items():
-        torch.manual_seed(0)
-        scorer = settled(build_scorer(group=group, in_channels=3, **options), x)
-        backbone = timm_backbone(name, 32, device, classes=10)
-        step = joint_step(adapted(scorer, backbone, exported=False), x, labels)
-        found = context.compare({"ours": step})["ours"]
-        yield _rate(context, f"training step, PRLC ({label}), {setting}", found, batch)
+        for words, lower in precisions.items():
+            torch.manual_seed(0)
+            scorer = settled(build_scorer(group=group, in_channels=3, **options), x)
+            scorer.training_dtype = lower
+            backbone = timm_backbone(name, 32, device, classes=10)
+            model = _in_layout(adapted(scorer, backbone, exported=False), lower)
+            found = context.compare({"ours": joint_step(model, x, labels, lower)})["ours"]
+            yield _rate(context, f"training step, PRLC ({label}), {setting}{words}", found, batch)
+        model.to(memory_format=torch.contiguous_format)  # evaluation is in float32
         model = adapted(scorer.eval(), backbone).eval()
         images = (x * 255).round().to(torch.uint8)
         run = evaluation(model, images, RotationAction(group), side, batch)
         with torch.no_grad():
             found = context.compare({"ours": run})["ours"]
         yield _rate(context, f"evaluation in 8 poses, PRLC ({label}), {setting}", found, batch)
+
+
+def _in_layout(model: Any, lower: torch.dtype | None) -> Any:
+    """Channels last where it computes in lower precision: only tensor cores gain by it."""
+    return model if lower is None else model.to(memory_format=torch.channels_last)
 
 
 def _rate(context: Context, setting: str, found: Samples, images: int):

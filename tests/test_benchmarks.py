@@ -128,8 +128,17 @@ def test_command_lists_runs_resumes_and_refuses(tmp_path, capsys) -> None:
     finally:
         torch.set_num_threads(threads)
     assert (tmp_path / "speed.csv").read_bytes() == first
-    (row,) = rows.read(tmp_path / "speed.csv")
-    assert row.ratio and row.outputs_max_difference is not None and "timm" in row.versions
+    for row in rows.read(tmp_path / "speed.csv"):
+        assert row.ratio and row.outputs_max_difference is not None and "timm" in row.versions
+
+
+def test_several_measures_run_in_processes_of_their_own(tmp_path, capfd) -> None:
+    quick = ["--quick", "--threads", "1", "--device", "cpu", "--out", str(tmp_path)]
+    assert main([*quick, "--only", "parts", "--only", "inference"]) == 0
+    found = rows.read(tmp_path / "speed.csv")
+    assert {row.measure for row in found} == {"parts", "inference"}
+    assert all(row.device.endswith(", 1 threads") for row in found)
+    assert "parts: " in capfd.readouterr().err
 
 
 @pytest.mark.skipif(HAS_REFERENCE, reason="equiadapt is installed")

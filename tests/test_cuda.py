@@ -109,6 +109,7 @@ def test_a_study_on_the_gpu_predicts_what_the_cpu_does(tmp_path, monkeypatch):
         (tmp_path / "trained/predictions").rename(tmp_path / device)
     files = sorted(path.name for path in (tmp_path / "cuda").glob("*.parquet"))
     assert len(files) == 2 * len(METHODS_OF_STUDY) - 2
+    files = [name for name in files if "-lps-" not in name]  # devices draw other poses
     agree = [
         (pd.read_parquet(f"cuda/{name}").prediction == pd.read_parquet(f"cpu/{name}").prediction)
         for name in files

@@ -21,6 +21,7 @@ from eqadapt.methods import METHODS, get_method
 from eqadapt.optimizers import build_optimizer
 from eqadapt.scorers import build_scorer
 from eqadapt.scorers.base import PoseScorer
+from eqadapt.scorers.plain_cnn import artifact
 from eqadapt.study import load_study
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.training import LabelledImages, Trainer
@@ -32,7 +33,8 @@ TRAIN = {
     "epochs": 2, "patience": None, "batch_size": 8, "optimizer": "adamw", "lr": 1e-2,
     "scorer_lr": 1e-2, "weight_decay": 0.01, "scorer_weight_decay": 0.0, "momentum": 0.9,
     "schedule": "cosine", "warmup": 0.1, "prior_weight": 1.0, "contrast_weight": 0.1,
-    "distil_temperature": 1.0, "task_weight": 1.0, "label_smoothing": 0.0, "grad_clip": 1.0,
+    "artifact_weight": 1.0, "distil_temperature": 1.0, "task_weight": 1.0,
+    "label_smoothing": 0.0, "grad_clip": 1.0,
     "amp": "none", "channels_last": False, "compile": False,
     "augment": {"crop_padding": 0, "flip": True, "jitter_degrees": 0.0},
 }  # fmt: skip
@@ -248,6 +250,29 @@ def test_a_step_of_training_passes_the_canonicalizer_once(method, frozen, monkey
     model.train()
     assert torch.isfinite(fitted._step(torch.arange(8))).all()
     assert len(passes) == 1
+
+
+def test_lower_precision_leaves_every_weight_its_gradient():
+    """A pass without gradients, in the same autocast, must not keep weights that have none."""
+    fitted = trainer("rotation_head", amp="bf16")
+    fitted.model.train()
+    loss, _ = fitted._loss(torch.arange(8))
+    loss.backward()
+    assert all(p.grad is not None for p in fitted.model.backbone.parameters())
+
+
+def artifacts_left(weight):
+    """How far resampling moves the vectors of a scorer that was taught with that weight."""
+    fitted = trainer("optc_artifact", "C8", frozen=True, artifact_weight=weight, epochs=4)
+    fitted.run()
+    scorer, x = fitted.model.scorer.eval(), images().float() / 255
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return artifact(scorer.embed(x), scorer.embed_returned(x))
+
+
+def test_the_artifact_loss_makes_vectors_blind_to_resampling():
+    assert artifacts_left(10.0) < 0.5 * artifacts_left(0.0)
 
 
 @pytest.mark.parametrize("group", ["C4", "C8"])

@@ -19,7 +19,7 @@ from eqadapt.errors import UserError
 from eqadapt.groups import CyclicGroup, RotationAction, rotate
 from eqadapt.scorers import SCORERS, build_scorer
 from eqadapt.scorers.mirrored import Mirrored
-from eqadapt.scorers.plain_cnn import contrast
+from eqadapt.scorers.plain_cnn import artifact, contrast
 
 C4, C8 = CyclicGroup(4), CyclicGroup(8)
 SMALL = {
@@ -470,6 +470,25 @@ def test_contrast_does_not_see_lengths() -> None:
     assert torch.allclose(contrast(vectors), contrast(1e-3 * lengths * vectors))
     assert contrast(torch.eye(8).expand(4, 8, 8)) == 0  # orthogonal
     assert torch.allclose(contrast(torch.ones(4, 8, 16)), torch.ones(()))  # all alike
+
+
+def test_artifact_is_two_minus_twice_the_cosine() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randn(4, 8, 16, generator=generator) for _ in range(2))
+    expected = 2 - 2 * torch.cosine_similarity(ours, theirs, dim=-1).mean()
+    assert torch.allclose(artifact(ours, 1e-3 * theirs), expected)
+    assert artifact(ours, ours) == 0
+
+
+@pytest.mark.parametrize(("order", "half_step"), [(4, False), (4, True), (8, False), (8, True)])
+def test_views_turned_to_and_fro_differ_by_resampling_alone(order: int, half_step: bool) -> None:
+    torch.manual_seed(0)
+    options = {"input_size": 17, "half_step": half_step}
+    x = smooth_images(8, 24)
+    scorer = settled(build_scorer("plain_cnn", CyclicGroup(order), 3, **options), x)
+    with torch.no_grad():
+        moved = artifact(scorer.embed(x), scorer.embed_returned(x))
+    assert moved <= 1e-9 if order == 4 else 1e-6 < moved < 0.1
 
 
 @pytest.mark.parametrize("crop", [None, 0.75])

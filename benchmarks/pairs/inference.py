@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -16,14 +17,22 @@ LONG = Effort(seconds=12.0, rounds=9)  # the ratio is close to one, and to its f
 
 
 @measure("inference", "An adapted ResNet-50 at 224 px against the plain one")
-@torch.no_grad()
 def inference(context: Context) -> Measured:
     """Rows for the default C8 canonicalizer and for OptC's, contiguous and channels-last."""
     cuda = context.device.type == "cuda"
-    name, side = ("resnet_small", 32) if context.quick else ("resnet50", 224)
     batches = context.pick((1, 16, 128) if cuda else (1, 16), (2,))
-    for layout in context.pick(("contiguous", "channels-last"), ("contiguous",)):
-        backbone = timm_backbone(name, side, context.device)
+    layouts = context.pick(("contiguous", "channels-last"), ("contiguous",))
+    yield from adapted_rows(context, "inference", layouts, batches)
+
+
+@torch.no_grad()
+def adapted_rows(
+    context: Context, name: str, layouts: Sequence[str], batches: Sequence[int]
+) -> Measured:
+    """Rows of that name, of an adapted ResNet-50 against the plain one."""
+    model_name, side = ("resnet_small", 32) if context.quick else ("resnet50", 224)
+    for layout in layouts:
+        backbone = timm_backbone(model_name, side, context.device)
         if layout == "channels-last":
             backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         default = default_scorer(8, side, context.device, **context.default_options())
@@ -41,22 +50,18 @@ def inference(context: Context) -> Measured:
             )
             for label, model in models.items():
                 output = model(x)
-                canonical = model.action.undo(x, output.chosen)
-                difference = largest_difference(
-                    output.logits,
-                    _plain(backbone, canonical),
-                    1e-4,
-                    "logits of the canonical image",
-                )
+                canonical = _plain(backbone, model.action.undo(x, output.chosen))
                 ties = near_ties(output.pose_logits)
                 yield context.pair(
-                    "inference",
-                    f"{name}, {label}, {side} px, batch {batch}, {layout}",
+                    name,
+                    f"{model_name}, {label}, {side} px, batch {batch}, {layout}",
                     "plain timm",
                     found["peer"],
                     found[label],
                     packages=("timm",),
-                    outputs_max_difference=difference,
+                    outputs_max_difference=largest_difference(
+                        output.logits, canonical, 1e-4, "logits of the canonical image"
+                    ),
                     floor=context.floor(1 / AT_MOST) if batch > 1 else None,
                     note=f"floor: at most {AT_MOST}x the backbone; "
                     f"{ties:.0%} near-ties scored twice",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -27,19 +28,27 @@ FLOORS = {1: 5.0, 16: 3.0}
 
 
 @measure("optc", "OptC's forward: the reference's default network, and ours")
-@torch.no_grad()
 def optc(context: Context) -> Measured:
     """Rows for C8, 32 and 224 pixels, with the same weights and of our default form."""
+    sides, batches = context.pick((32, 224), (32,)), context.pick((1, 16, 128), (2,))
+    yield from forward_rows(context, "optc", sides, batches)
+
+
+@torch.no_grad()
+def forward_rows(
+    context: Context, name: str, sides: Sequence[int], batches: Sequence[int]
+) -> Measured:
+    """Rows of that name and of it with ``_default``."""
     order = 8
     action = RotationAction(CyclicGroup(order))
-    for side in context.pick((32, 224), (32,)):
+    for side in sides:
         torch.manual_seed(0)
         reference = reference_optimized(order, side, context.device)
         scores = as_trained(same_optimized(reference, order, context.device))
         ours = canonicalizer(scores, action)  # type: ignore[arg-type]
         scorer = default_scorer(order, side, context.device, "plain_cnn")
         default = adapted(scorer, torch.nn.Identity()).eval()
-        for batch in context.pick((1, 16, 128), (2,)):
+        for batch in batches:
             x = smooth_images(batch, side).to(context.device)
             theirs = reference.get_group_activations(x)
             difference = largest_difference(scores(x), theirs, 1e-3, "cosines of the views")
@@ -61,7 +70,7 @@ def optc(context: Context) -> Measured:
                 "peer_mmac": mmac(scores, x[:1]),
             }
             yield context.pair(
-                "optc",
+                name,
                 ours=found["ours"],
                 outputs_max_difference=difference,
                 note=f"cosines compared; {float(same_poses):.0%} of the poses equal",
@@ -70,7 +79,7 @@ def optc(context: Context) -> Measured:
             )
             ties = near_ties(default.scorer(x))  # type: ignore[misc]
             yield context.pair(
-                "optc_default",
+                f"{name}_default",
                 ours=found["default"],
                 note=f"another network, compared in quality; {ties:.0%} near-ties scored twice",
                 our_mmac=mmac(default.scorer, x[:1]),  # type: ignore[arg-type]

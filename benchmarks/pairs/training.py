@@ -18,10 +18,9 @@ from benchmarks.peers import (
     same_network,
     smooth_images,
 )
-from benchmarks.registry import Context, Measured, NotAvailable, largest_difference, measure
+from benchmarks.registry import Context, Measured, largest_difference, measure
 from benchmarks.rows import Row
 from benchmarks.timing import Effort
-from eqadapt.allocator import keep_freed_memory
 from eqadapt.losses import prior_loss
 
 AT_MOST = 1.10
@@ -89,26 +88,15 @@ def _prior_step(module: nn.Module, scores: Callable[[Tensor], Tensor], x: Tensor
 @measure("train_joint", "Joint training step with ResNet-50 at 224 px against the backbone's own")
 def train_joint(context: Context) -> Measured:
     """Rows for prlc with the default C8 canonicalizer."""
-    yield _joint_row(
+    yield joint_row(
         context,
         "train_joint",
         "ours adds the scorer, all views and the gradient through them",
     )
 
 
-@measure("kept_memory", "The joint step again, freed memory kept as `eqadapt train` does on a CPU")
-def kept_memory(context: Context) -> Measured:
-    """The row of ``train_joint`` with both sides so; the last measure, as this cannot be undone."""
-    if context.device.type != "cpu":
-        return
-    if not keep_freed_memory():
-        raise NotAvailable("the memory allocator is not glibc's, or the environment has set it")
-    yield _joint_row(
-        context, "kept_memory", "the same pair, what is freed is kept for what is asked for next"
-    )
-
-
-def _joint_row(context: Context, name: str, note: str) -> Row:
+def joint_row(context: Context, name: str, note: str) -> Row:
+    """The row of that name of the joint step."""
     model_name, side, batch = ("resnet_small", 32, 2) if context.quick else ("resnet50", 224, 16)
     if context.device.type == "cuda" and not context.quick:
         batch = 64
@@ -137,30 +125,37 @@ def _joint_row(context: Context, name: str, note: str) -> Row:
     )
 
 
-def plain_step(backbone: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], None]:
-    """A step of fine-tuning by the task."""
+def plain_step(
+    backbone: nn.Module, x: Tensor, labels: Tensor, lower: torch.dtype | None = None
+) -> Callable[[], None]:
+    """A step of fine-tuning by the task, in float32 or under autocast in ``lower``."""
     backbone.train()
-    optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-5, fused=x.is_cuda)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(backbone(x), labels).backward()
+        with torch.autocast(x.device.type, lower, enabled=lower is not None):
+            logits = backbone(x)
+        F.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
 
     return step
 
 
-def joint_step(model: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], None]:
-    """A step of fine-tuning by the task and the paper's prior."""
+def joint_step(
+    model: nn.Module, x: Tensor, labels: Tensor, lower: torch.dtype | None = None
+) -> Callable[[], None]:
+    """A step of fine-tuning by the task and the paper's prior, in float32 or ``lower``."""
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=x.is_cuda)
     identity = torch.zeros_like(labels)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        output = model(x)
-        loss = F.cross_entropy(output.logits, labels) + prior_loss(output.pose_logits, identity)
-        loss.backward()
+        with torch.autocast(x.device.type, lower, enabled=lower is not None):
+            output = model(x)
+        loss = F.cross_entropy(output.logits.float(), labels)
+        (loss + prior_loss(output.pose_logits, identity)).backward()
         optimizer.step()
 
     return step

@@ -91,6 +91,11 @@ class ImageScorer(nn.Module):
         vectors: Tensor = self.network.embed(self._normalised(x))  # type: ignore[operator]
         return vectors
 
+    def embed_returned(self, x: Tensor) -> Tensor:
+        """The same of the views turned by random elements and back."""
+        vectors: Tensor = self.network.embed_returned(self._normalised(x))  # type: ignore[operator]
+        return vectors
+
     def logits(self, vectors: Tensor) -> Tensor:
         """Pose logits (B, K) of what ``embed`` returns."""
         logits: Tensor = self.network.logits(vectors)  # type: ignore[operator]

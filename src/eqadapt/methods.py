@@ -37,6 +37,7 @@ class Method:
         network: The scorer's network, where the method is bound to one; else the study's.
         learns: Whether the scorer is trained; else it stays as it was drawn.
         contrast: The embeddings of the views are pushed apart (OptC).
+        artifact: They are held where resampling would move them (OptC's second loss).
         samples: Poses drawn in evaluation, for the selection ``"sample"``.
         rotates_input: Training inputs are turned by random elements of the group.
         uses_group: Whether the method is trained for a group; else its runs carry ``C1``.
@@ -55,6 +56,7 @@ class Method:
     network: str | None = None
     learns: bool = True
     contrast: bool = False
+    artifact: bool = False
     samples: int = 1
     rotates_input: bool = False
     uses_group: bool = True
@@ -232,6 +234,20 @@ register(
 )
 register(
     Method(
+        name="optc_artifact",
+        summary="OptC with its paper's artifact loss too: a view and the same turned to and fro "
+        "should have one vector.",
+        paper="panigrahi2024",
+        scorer="image",
+        network="plain_cnn",
+        selection="argmax",
+        prior="identity",
+        contrast=True,
+        artifact=True,
+    )
+)
+register(
+    Method(
         name="optc_noprior",
         summary="OptC without the prior: the contrast alone makes the winner unique.",
         paper="panigrahi2024",
@@ -332,7 +348,7 @@ register(
     Method(
         name="equitune",
         summary="The mean of the backbone's outputs over all views.",
-        paper="basu2023lambda",
+        paper="Basu et al. 2023 (Equi-Tuning), arXiv 2210.06475",
         selection="uniform",
     )
 )
@@ -349,7 +365,8 @@ register(
 register(
     Method(
         name="equizero",
-        summary="The view of which the backbone is surest.",
+        summary="The view of which the backbone is surest; fine-tuned through that view, where the "
+        "paper's has the gradient of the mean (equizero_ste).",
         paper="basu2023lambda",
         scorer="confidence",
         selection="argmax",
@@ -367,8 +384,8 @@ register(
 register(
     Method(
         name="equizero_ste",
-        summary="Equizero trained through the mean over all views (EquiSTE) in place of the view "
-        "it chose.",
+        summary="Equizero, fine-tuned with the gradient of the mean over all views (EquiSTE), as "
+        "in its paper.",
         paper="basu2023lambda",
         scorer="confidence",
         selection="argmax_equiste",
@@ -391,7 +408,7 @@ register(
     Method(
         name="lps",
         summary="Probabilistic symmetrization: poses are drawn from the scorer's distribution, and "
-        "the outputs averaged over ten draws.",
+        "the outputs averaged over ten draws; trained on one.",
         paper="kim2023lps",
         scorer="image",
         selection="sample",
@@ -418,7 +435,7 @@ for _stem, _base, _title in (
                 _base,
                 name=f"{_stem}_{_count}",
                 summary=f"{_title}, the {_words} best views weighted by their scores.",
-                paper="arXiv 2402.16077",
+                paper="this project, after arXiv 2402.16077; not continuous for k < |G|",
                 selection=f"top_{_count}",
                 train_as=_base.name,
             )

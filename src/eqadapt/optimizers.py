@@ -58,7 +58,8 @@ def _elementwise(
     groups: list[dict[str, Any]], train: Mapping[str, Any], fused: bool
 ) -> torch.optim.Optimizer:
     if train["optimizer"] == "sgd":
-        return torch.optim.SGD(groups, momentum=train["momentum"], nesterov=True, fused=fused)
+        nesterov = train.get("nesterov", True)
+        return torch.optim.SGD(groups, momentum=train["momentum"], nesterov=nesterov, fused=fused)
     return torch.optim.AdamW(groups, fused=fused)
 
 

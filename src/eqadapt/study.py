@@ -95,6 +95,8 @@ def merge_scorer(base: Mapping[str, Any], over: Mapping[str, Any] | None) -> dic
 _LATER = {
     "validate_every": 1,
     "distil_temperature": 1.0,
+    "artifact_weight": 1.0,
+    "nesterov": True,
     "sync_batch_norm": False,
     "scorer_amp": "none",
     "scorer_optimizer": "same",

@@ -32,7 +32,7 @@ from eqadapt.methods import Method
 from eqadapt.optimizers import build_optimizer
 from eqadapt.precision import lower_precision
 from eqadapt.scorers.base import PoseScorer
-from eqadapt.scorers.plain_cnn import contrast
+from eqadapt.scorers.plain_cnn import artifact, contrast
 from eqadapt.symmetrize import Output, Symmetrized
 from eqadapt.tasks.classification import ImagePipeline, task_loss
 
@@ -62,11 +62,13 @@ class Scored:
         pairs: Logits (B, K, classes) of a class-wise scorer, or a mixture's log-probabilities of
             the poses that were passed.
         vectors: (B, K, dim) of a scorer that is trained with a contrast.
+        returned: (B, K, dim) of the views turned to and fro, of one trained with their artifacts.
     """
 
     poses: Tensor | None = None
     pairs: Tensor | None = None
     vectors: Tensor | None = None
+    returned: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -394,7 +396,7 @@ class Trainer:
         scored = self._scored(x)
         if self.prior_only:
             prior = self._prior_loss(scored, classes, target)
-            loss = self._prior_weight() * prior + self._contrast(scored)
+            loss = self._prior_weight() * prior + self._of_vectors(scored)
             return loss, [zero, prior.detach(), zero]
         with self._autocast():
             output, target = self._passed(x, scored, target)
@@ -407,7 +409,7 @@ class Trainer:
             prior = self._prior_loss(scored, classes, target)
             loss = loss + self._prior_weight() * prior
         correct = (output.logits.argmax(dim=1) == labels).sum()
-        return loss + self._contrast(scored), [task.detach(), prior.detach(), correct]
+        return loss + self._of_vectors(scored), [task.detach(), prior.detach(), correct]
 
     def _passed(self, x: Tensor, scored: Scored, target: Tensor) -> tuple[Output, Tensor]:
         """The model's output, and the place of the target among the poses that it passed."""
@@ -430,10 +432,11 @@ class Trainer:
             assert isinstance(scorer, ImageScorer)
             pairs = scorer.pairs(x)
             return Scored(pairs.logsumexp(dim=-1), pairs=pairs)
-        if self.method.contrast:
+        if self.method.contrast or self.method.artifact:
             assert isinstance(scorer, ImageScorer)
             vectors = scorer.embed(x)
-            return Scored(scorer.logits(vectors), vectors=vectors)
+            returned = scorer.embed_returned(x) if self._artifacts_matter() else None
+            return Scored(scorer.logits(vectors), vectors=vectors, returned=returned)
         if self.prior_only:
             assert scorer is not None
             return Scored(scorer(x))
@@ -449,11 +452,20 @@ class Trainer:
         schedule = self.train_options.get("prior_schedule", "constant")
         return float(self.train_options["prior_weight"]) * prior_factor(self.share, schedule)
 
-    def _contrast(self, scored: Scored) -> Tensor | float:
-        """The weighted contrast of the scorer's vectors, for methods that have one."""
-        if scored.vectors is None:
-            return 0.0
-        return self.train_options["contrast_weight"] * contrast(scored.vectors)
+    def _of_vectors(self, scored: Scored) -> Tensor | float:
+        """The weighted losses of the views' vectors (OptC), for methods that have them."""
+        loss: Tensor | float = 0.0
+        if self.method.contrast and scored.vectors is not None:
+            loss = self.train_options["contrast_weight"] * contrast(scored.vectors)
+        if scored.vectors is not None and scored.returned is not None:
+            moved = artifact(scored.vectors, scored.returned)
+            loss = loss + self.train_options["artifact_weight"] * moved
+        return loss
+
+    def _artifacts_matter(self) -> bool:
+        """Whether a loss asks what turning to and fro does to a view; by quarters, nothing."""
+        group = self.model.action.group
+        return self.method.artifact and len(group.exact_elements) < group.order
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.lower is None:

@@ -13,6 +13,7 @@ from eqadapt.datasets import prepared
 from eqadapt.evaluation import predict_orbit
 from eqadapt.groups import RotationAction, parse_group
 from eqadapt.image_store import on_device
+from eqadapt.memory import room_for
 from eqadapt.methods import get_method
 from eqadapt.runs import StudyFiles, StudyRunner
 from eqadapt.study import Run, Study, load_study, merge
@@ -60,16 +61,18 @@ class ValidationRunner(StudyRunner):
                 parse_group(name), image["interpolation"], image["padding"], image["mask"]
             )
             torch.manual_seed(run.seed)  # methods that draw poses
-            found = predict_orbit(
-                model,
-                get_method(run.method),
-                on_device(data.images, self.device),
-                data.labels.to(self.device),
-                data.index,
-                ImagePipeline.from_recipe(recipe),
-                poses,
-                recipe["evaluate"]["batch_size"],
-            )
+            batch_size = recipe["evaluate"]["batch_size"]
+            with room_for(batch_size, "evaluate.batch_size"):
+                found = predict_orbit(
+                    model,
+                    get_method(run.method),
+                    on_device(data.images, self.device),
+                    data.labels.to(self.device),
+                    data.index,
+                    ImagePipeline.from_recipe(recipe),
+                    poses,
+                    batch_size,
+                )
             right = found.prediction == found.label
             upright = float(right[found.pose == 0].mean())
             averages.append(float(right.mean()))

@@ -50,7 +50,8 @@ class LambdaNetwork(nn.Module):
     """lambda-equitune's weights: a small network on the backbone's features (Basu et al. 2023).
 
     The scores are logs of positive weights; a softmax over the views normalises them. The features
-    enter without gradient, so that the backbone is trained by the task through its outputs.
+    enter without gradient, so that the backbone is trained by the task through its outputs. The
+    norm of the features, the second ReLU and the equal weights it starts from are ours.
 
     Args:
         features: Their dimension.

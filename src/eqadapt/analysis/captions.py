@@ -11,7 +11,7 @@ TITLES: dict[str, str] = {
     "gallery": "Inputs and their canonical forms",
     "accuracy_against_cost": "Accuracy against inference cost",
     "accuracy_against_training_size": "Accuracy against the number of training images",
-    "accuracy_against_temperature": "From equizero to equitune",
+    "accuracy_against_temperature": "From the best view to the mean of all",
 }
 
 CAPTIONS: dict[str, str] = {

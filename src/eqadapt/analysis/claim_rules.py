@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -105,6 +105,8 @@ class Claim:
         zero_shot: It is about networks that know the classes by their names alone; cells with
             others are judged and marked as those on other data.
         regimes: Training regimes it is about.
+        nearer: Pairs of a method in the checks and one that is nearer to the paper's, which stands
+            for it in studies that have it.
         variants: Methods of ours that the same rule is also applied to in place of ``prlc``;
             they are reported and never count towards the verdict.
         by_size: Judged by the sizes of the canonicalizers before one network instead of by checks.
@@ -122,6 +124,7 @@ class Claim:
     datasets: tuple[str, ...] = ()
     zero_shot: bool = False
     regimes: tuple[str, ...] = ("joint",)
+    nearer: tuple[tuple[str, str], ...] = ()
     variants: tuple[str, ...] = ()
     by_size: bool = False
     transfer: float | None = None
@@ -139,7 +142,18 @@ class Claim:
 
     def for_variant(self, variant: str) -> Claim:
         """The claim about ``variant`` in place of ``prlc``."""
-        checks = tuple(check.substituted("prlc", variant) for check in self.checks)
+        return self._about("prlc", variant)
+
+    def nearest(self, methods: Collection[str]) -> Claim:
+        """The claim about the nearest of these methods to the paper's."""
+        claim = self
+        for method, nearer in self.nearer:
+            if nearer in methods:
+                claim = claim._about(method, nearer)
+        return claim
+
+    def _about(self, old: str, new: str) -> Claim:
+        checks = tuple(check.substituted(old, new) for check in self.checks)
         return replace(self, checks=checks)
 
     def covers(self, dataset: str, zero_shot: bool = False) -> bool:

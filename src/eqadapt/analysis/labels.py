@@ -156,6 +156,15 @@ _LISTED = (
         "direction is the canonical one.",
     ),
     (
+        "optc_artifact",
+        "OptC (artifact loss)",
+        "#e17c05",
+        "X",
+        "solid",
+        "OptC that is also taught to give a copy and the same turned to and fro one vector, so "
+        "that resampling cannot tell copies apart.",
+    ),
+    (
         "optc_noprior",
         "OptC (no prior)",
         "#cc79a7",
@@ -267,8 +276,8 @@ _LISTED = (
         "#44aa99",
         "*",
         "dashed",
-        "A mean over turned copies weighted by exp(-energy / temperature): equizero when cold, "
-        "equitune when hot.",
+        "A mean over turned copies weighted by exp(-energy / temperature): the copy of least "
+        "energy when cold, the plain mean when hot.",
     ),
     (
         "ac_max",

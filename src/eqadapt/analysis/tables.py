@@ -187,7 +187,18 @@ def published_grid(published: Published, group: str, ran: Sequence[Cell] = ()) -
         "Percent; the letter grades how directly a figure could be read (A the authors' own "
         "material, A~ read off their chart, B two secondary sources, C one)."
     )
-    return Grid(columns, rows, caption)
+    return Grid(columns, rows, caption + _elsewhere(published, pairs, group))
+
+
+def _elsewhere(published: Published, pairs: Sequence[tuple[str, str]], group: str) -> str:
+    """Where figures are from that are not the paper's own table."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        for method in published.methods(*pair, group):
+            figure = published.find(*pair, group, method, METRICS[0])
+            if figure is not None and figure.source:
+                found[cell_label(*pair)] = figure.source
+    return "".join(f" {pair}: from the authors' {source}." for pair, source in found.items())
 
 
 # column of metrics.csv, heading, how a mean over seeds is written

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from eqadapt.errors import UserError
-from eqadapt.groups import CyclicGroup
+from eqadapt.groups import CyclicGroup, RotationAction
 from eqadapt.parts import in_parts
 from eqadapt.scorers.base import new_scale, scaled, settle
 from eqadapt.scorers.views import ViewRater
@@ -89,6 +89,22 @@ class EmbeddingScorer(ViewRater):
         ``logits`` of them is what the scorer returns.
         """
         return self.computed(x, self.vectors).float()
+
+    def embed_returned(self, x: Tensor) -> Tensor:
+        """Vectors (B, K, dim) of the same views, each turned by a random element and back.
+
+        What they differ in from ``embed``'s is resampling alone: nothing under multiples of 90
+        degrees. For ``artifact``.
+        """
+        return self.computed(x, self._returned_vectors).float()
+
+    def _returned_vectors(self, prepared: Tensor) -> Tensor:
+        views = self.views(prepared)
+        turning = RotationAction(self.group, self.action.interpolation)  # views are masked already
+        flat = views.flatten(0, 1)
+        by = torch.randint(0, self.group.order, (len(flat),), device=flat.device)
+        returned = turning.undo(turning.act(flat, by), by)
+        return self.network(returned).unflatten(0, views.shape[:2])
 
     def logits(self, vectors: Tensor) -> Tensor:
         """Pose logits (B, K) of the vectors (B, K, dim)."""
@@ -166,6 +182,20 @@ def contrast(vectors: Tensor) -> Tensor:
     order = cosines.shape[1]
     off = 1 - torch.eye(order, device=cosines.device)  # a mask as an index would wait for the GPU
     return (cosines.abs() * off).sum() / (len(cosines) * order * (order - 1))
+
+
+def artifact(vectors: Tensor, returned: Tensor) -> Tensor:
+    """How far resampling moves the vectors of views: mean squared distance of unit vectors.
+
+    The artifact term of Panigrahi & Mondal 2024, on normalized vectors as ``contrast`` is, and
+    summed, not averaged, over their length: 2 (1 - cosine).
+
+    Args:
+        vectors: (B, K, dim) of the views.
+        returned: (B, K, dim) of the views turned to and fro.
+    """
+    moved = F.normalize(vectors, dim=-1) - F.normalize(returned, dim=-1)
+    return moved.square().sum(dim=-1).mean()
 
 
 def _network(in_channels: int, s: Mapping[str, Any]) -> nn.Sequential:

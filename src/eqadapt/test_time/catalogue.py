@@ -58,8 +58,8 @@ register(
 register(
     TestTimeMethod(
         name="boltzmann",
-        summary="A mean over views weighted by exp(-energy / temperature): equizero when cold, "
-        "equitune when hot.",
+        summary="A mean over views weighted by exp(-energy / temperature): the view of least "
+        "energy when cold, the plain mean when hot.",
         paper="arXiv 2602.08267",
         selection="mean",
         evidence="energy",
@@ -182,7 +182,7 @@ for _count in (2, 3):
         TestTimeMethod(
             name=f"top_{_count}",
             summary=f"The canonicalizer's {_count} best poses, weighted by it.",
-            paper="arXiv 2402.16077",
+            paper="this project, after arXiv 2402.16077",
             selection="mean",
             prior=True,
             defaults={"prior_weight": 1.0, "space": "probabilities", "views": _count},
