@@ -36,6 +36,7 @@ SPEEDUPS = (
     "kept_memory_inference",
     "kept_memory_optc",
     "kept_memory_optc_default",
+    "kept_memory_parts",
 )
 FEWEST_PAIRS = 3  # of a figure: the table tells one or two
 GROWTH = {

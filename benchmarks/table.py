@@ -42,6 +42,7 @@ NAMES = {
     "kept_memory_inference": "freed memory kept: adapted inference",
     "kept_memory_optc": "freed memory kept: OptC, same weights",
     "kept_memory_optc_default": "freed memory kept: OptC, our default form",
+    "kept_memory_parts": "freed memory kept: evaluation in parts",
 }
 COLUMNS = (
     Column("measure", left=True),

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from benchmarks.pairs.inference import adapted_rows
 from benchmarks.pairs.optc import forward_rows
+from benchmarks.pairs.parts import part_rows
 from benchmarks.pairs.training import joint_row
 from benchmarks.registry import Context, Measured, NotAvailable, measure
 from eqadapt.allocator import keep_freed_memory
 
 
-@measure("kept_memory", "The joint step, adapted inference and OptC, freed memory kept on a CPU")
+@measure("kept_memory", "Joint step, inference, OptC and parts again, freed memory kept on a CPU")
 def kept_memory(context: Context) -> Measured:
-    """Rows as of ``train_joint``, ``inference`` and ``optc``; this cannot be undone."""
+    """Rows as of ``train_joint``, ``inference``, ``optc`` and ``parts``; it cannot be undone."""
     if context.device.type != "cpu":
         return
     if not keep_freed_memory():
@@ -25,3 +26,4 @@ def kept_memory(context: Context) -> Measured:
     layouts = context.pick(("contiguous", "channels-last"), ("contiguous",))
     yield from adapted_rows(context, "kept_memory_inference", layouts, batch)
     yield from forward_rows(context, "kept_memory_optc", context.pick((32, 224), (32,)), batch)
+    yield from part_rows(context, "kept_memory_parts")

@@ -21,19 +21,24 @@ Network = Callable[[Tensor], Tensor]
 
 
 @measure("parts", "Evaluation on a CPU a few images at a time against whole batches, same network")
-@torch.no_grad()
 def in_parts(context: Context) -> Measured:
     """Rows for two backbones, the default canonicalizer's network and OptC's."""
     if context.device.type != "cpu":
         context.note("parts: batches are left whole on a GPU")
         return
+    yield from part_rows(context, "parts")
+
+
+@torch.no_grad()
+def part_rows(context: Context, name: str) -> Measured:
+    """Rows of that name, for a processor."""
     for label, network, side, batch in _networks(context):
         x = smooth_images(batch, side)
         whole = partial(_whole, network)
         difference = largest_difference(network(x), whole(x), 1e-5, "outputs in parts")
         found = context.compare({"peer": partial(whole, x), "ours": partial(network, x)})
         yield context.pair(
-            "parts",
+            name,
             f"{label}, {side} px, batch {batch}",
             "whole batch",
             found["peer"],
