@@ -149,6 +149,21 @@ def test_a_verdict_says_what_other_seeds_could_change(tmp_path):
     assert [cells_within_noise(e["cells"]) for e in (sure, noisy, mixed, plain)] == [0, 1, 1, 0]
 
 
+def test_one_seed_makes_no_verdict_clear(tmp_path):
+    for seeds, remark in (((0, 1, 2), ""), ((0,), "within noise")):
+        found = verdicts(tmp_path / str(len(seeds)), seeds=seeds)["K1"]
+        assert found["verdict"] == "reproduced" and found["reason"].startswith(remark)
+        assert bool(found["reason"]) == bool(remark)
+
+
+def test_a_claim_is_judged_by_the_method_nearest_to_its_papers(tmp_path):
+    near = dataclasses.replace(HOLDS["prlc"], upright=0.9, exact=0.9, rest=0.9)
+    plain = {"optc": HOLDS["prlc"]}
+    assert verdicts(tmp_path / "plain", plain)["K9"]["verdict"] == "reproduced"
+    both = verdicts(tmp_path / "both", plain | {"optc_artifact": near})["K9"]
+    assert both["verdict"] == "not reproduced" and "artifact" in both["rule"][0]
+
+
 def test_seeds_that_are_all_the_same_are_one_for_an_interval(tmp_path):
     """Of a network that was not trained: its images are what could have been others."""
     check = ordered(tmp_path, [(10, 50)] * 3)["cells"][0]["checks"][0]

@@ -72,6 +72,7 @@ class EmbeddingScorer(ViewRater):
         self.network = embedder(in_channels, settings)
         self.register_buffer("reference", torch.randn(settings["dim"]))
         self.logit_scale = new_scale(settings["logit_scale"])
+        self._turning = RotationAction(group, interpolation)  # of views, which are masked already
 
     def vectors(self, prepared: Tensor) -> Tensor:
         """Vectors (B, K, dim) of all views of prepared images."""
@@ -100,10 +101,9 @@ class EmbeddingScorer(ViewRater):
 
     def _returned_vectors(self, prepared: Tensor) -> Tensor:
         views = self.views(prepared)
-        turning = RotationAction(self.group, self.action.interpolation)  # views are masked already
         flat = views.flatten(0, 1)
         by = torch.randint(0, self.group.order, (len(flat),), device=flat.device)
-        returned = turning.undo(turning.act(flat, by), by)
+        returned = self._turning.undo(self._turning.act(flat, by), by)
         return self.network(returned).unflatten(0, views.shape[:2])
 
     def logits(self, vectors: Tensor) -> Tensor:
