@@ -452,11 +452,14 @@ def test_size_is_judged_where_one_network_has_several_canonicalizers(tmp_path, d
     assert claim_view(entry)["rows"][0]["passed"] == (drop > 0)
 
 
-def test_sizes_that_were_trained_otherwise_are_not_compared(tmp_path):
+@pytest.mark.parametrize(
+    "change", [{"train": {"epochs": 50}}, {"scorer": {"name": "group_cnn", "width": 5}}]
+)
+def test_sizes_of_another_training_or_form_are_not_compared(tmp_path, change):
     study = sized_study(tmp_path, 0.1)
     path = study / "study.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    config["backbones"]["large"]["train"] = {"epochs": 50}
+    config["backbones"]["large"].update(change)
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     entry = judge(CLAIMS["K8"], open_results(study), load_published(PUBLISHED))
     assert entry["verdict"] == "not run"

@@ -1,7 +1,7 @@
 """A claim about the canonicalizer's size, judged where a study has one network behind several.
 
-Entries of ``backbones`` that differ in nothing but their ``scorer`` are one network behind
-canonicalizers of several sizes; the size is the number of trained parameters they add.
+Entries of ``backbones`` that differ in nothing but what their ``scorer`` is made of are one network
+behind canonicalizers of several sizes, if these have one form; the size is the number of trained parameters they add.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from eqadapt.analysis.comparisons import Seeds, difference
 from eqadapt.analysis.evaluations import Cell
 from eqadapt.analysis.labels import dataset_label, method_style
 from eqadapt.analysis.results import Results
+from eqadapt.study import merge_scorer
 
 
 def judge_sizes(claim: Claim, results: Results, method: str) -> list[dict[str, Any]]:
@@ -57,7 +58,11 @@ def _same_network(claim: Claim, results: Results) -> list[list[Cell]]:
             options = results.entry("backbones", cell.backbone)
             network = {key: value for key, value in options.items() if key != "scorer"}
             network.setdefault("model", cell.backbone)
-            key = json.dumps([cell.dataset, cell.regime, network], sort_keys=True)
+            # Networks of another form are no other size of the same.
+            own = {"name": ""} | dict(results.config.get("scorer") or {})
+            scorer = merge_scorer(own, options.get("scorer"))
+            form = [scorer.get(key) for key in ("name", "form", "inner")]
+            key = json.dumps([cell.dataset, cell.regime, network, form], sort_keys=True)
             groups.setdefault(key, []).append(cell)
     return [cells for cells in groups.values() if len(cells) > 1]
 
