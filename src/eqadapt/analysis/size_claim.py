@@ -1,7 +1,8 @@
 """A claim about the canonicalizer's size, judged where a study has one network behind several.
 
 Entries of ``backbones`` that differ in nothing but what their ``scorer`` is made of are one network
-behind canonicalizers of several sizes, if these have one form; the size is the number of trained parameters they add.
+behind canonicalizers of several sizes, if these have one form; the size is the number of trained
+parameters they add.
 """
 
 from __future__ import annotations
