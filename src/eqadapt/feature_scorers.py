@@ -58,10 +58,7 @@ class RotationHead(nn.Module):
         backbone = self._backbone[0]
         was_training = backbone.training
         backbone.eval()
-        lower = torch.is_autocast_enabled(x.device.type)
-        # Without its cache: weights that were cast here have no gradient for the pass that learns.
-        with torch.autocast(x.device.type, enabled=lower, cache_enabled=False):
-            maps = backbone.stage_maps(x, self.side)
+        maps = backbone.stage_maps(x, self.side)
         backbone.train(was_training)
         return maps
 

@@ -159,8 +159,8 @@ _LISTED = (
         "optc_artifact",
         "OptC (artifact loss)",
         "#e17c05",
-        "X",
-        "solid",
+        "P",
+        "dotted",
         "OptC that is also taught to give a copy and the same turned to and fro one vector, so "
         "that resampling cannot tell copies apart.",
     ),

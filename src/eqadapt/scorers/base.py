@@ -73,11 +73,9 @@ class PoseScorer(nn.Module, ABC):
         """``network`` of the prepared images, in the precision that is due."""
         check_images(x, self.in_channels)
         device = x.device.type
-        lower = self.training_dtype if self.training or self.serves_training else None
-        if lower is None and not torch.is_autocast_enabled(device):
-            return network(self.prepare(x.float()))  # contexts cost a single image some percent
         with torch.autocast(device, enabled=False):
             prepared = self.prepare(x.float())
+        lower = self.training_dtype if self.training or self.serves_training else None
         with torch.autocast(device, lower or torch.bfloat16, enabled=lower is not None):
             return network(prepared)
 
