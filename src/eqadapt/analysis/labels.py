@@ -159,7 +159,7 @@ _LISTED = (
         "optc_artifact",
         "OptC (artifact loss)",
         "#e17c05",
-        "P",
+        "d",
         "dotted",
         "OptC that is also taught to give a copy and the same turned to and fro one vector, so "
         "that resampling cannot tell copies apart.",
