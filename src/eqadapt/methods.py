@@ -233,16 +233,11 @@ register(
     )
 )
 register(
-    Method(
+    replace(
+        METHODS["optc"],
         name="optc_artifact",
         summary="OptC with its paper's artifact loss too: a view and the same turned to and fro "
         "should have one vector.",
-        paper="panigrahi2024",
-        scorer="image",
-        network="plain_cnn",
-        selection="argmax",
-        prior="identity",
-        contrast=True,
         artifact=True,
     )
 )
