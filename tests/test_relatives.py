@@ -401,7 +401,7 @@ def test_the_study_of_the_relatives_holds_them_all():
     methods = set(study.config["methods"])
     # the class-wise prior's study is that of frozen networks
     twins = re.compile(
-        r"optc_(resnet|wrn).*|optc_artifact|top_[34]|equizero_ste|moment_frame|optimised|prlc_classwise(_top_.)?|"
+        r"optc_(resnet|wrn).*|top_[34]|moment_frame|optimised|prlc_classwise(_top_.)?|"
         "self_canonicalizer|.*_mirrored"
     )
     assert set(METHODS) - methods <= {name for name in METHODS if twins.fullmatch(name)}
