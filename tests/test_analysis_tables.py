@@ -229,7 +229,7 @@ def test_names_follow_from_the_configuration():
     assert len(tables) == len(set(tables)) == 3 * 2 * 3 + 1
     assert "figures/gallery-digits-two-joint-C4.png" in figures
     assert "figures/accuracy_by_angle-digits-joint-C8.svg" in figures
-    assert len(figures) == len(set(figures)) == (5 * 2 + 2 * 2) * 2
+    assert len(figures) == len(set(figures)) == 5 * 2 * 2 + 2 * 2
 
 
 def test_names_import_nothing_heavy():

@@ -86,7 +86,9 @@ rule figures:
         temperatures=temperatures(),
         histories=[] if PLAN else run_files(STUDY.trained_runs(), HISTORY),
     output:
-        figures=result_files(outputs.figure_files(STUDY.config), ".svg"),
+        figures=result_files(
+            outputs.figure_files(STUDY.config), ".svg", *outputs.gallery_files(STUDY.config)
+        ),
     log:
         f"{LOGS}/figures.log",
     benchmark:

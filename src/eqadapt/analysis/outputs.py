@@ -98,15 +98,20 @@ def table_files(config: Mapping[str, Any]) -> list[str]:
 
 
 def figure_files(config: Mapping[str, Any]) -> list[str]:
-    """Every figure of the study, as SVG and as PNG."""
+    """Every figure of the study: drawings as SVG and as PNG, galleries as PNG."""
     cells = list(product(names(config, "datasets"), regimes(config), groups(config)))
     stems = [figure_stem(figure, *cell) for figure in figures(config) for cell in cells]
-    stems += [gallery_stem(*cell) for cell in gallery_cells(config)]
     stems += [
         figure_stem(TRAINING_SIZE, *cell)
         for cell in product(training_sizes(config), regimes(config), groups(config))
     ]
-    return [f"{stem}.{form}" for stem in stems for form in FIGURE_FORMATS]
+    drawings = [f"{stem}.{form}" for stem in stems for form in FIGURE_FORMATS]
+    return [*drawings, *gallery_files(config)]
+
+
+def gallery_files(config: Mapping[str, Any]) -> list[str]:
+    """Every gallery of the study, as PNG alone: an SVG full of images would be larger."""
+    return [f"{gallery_stem(*cell)}.png" for cell in gallery_cells(config)]
 
 
 def gallery_cells(config: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:

@@ -274,7 +274,11 @@ def _picture(
     results: Results, name: str, backbone: str, stem: str, group: str, commit: str
 ) -> Picture:
     # A gallery is all pixels: PNG; everything else is sharp at any size as SVG.
-    form, kind = ("png", "image/png") if name == outputs.GALLERY else ("svg", "image/svg+xml")
+    form, kind, endings = (
+        ("png", "image/png", ".png")
+        if name == outputs.GALLERY
+        else ("svg", "image/svg+xml", ".svg, .png")
+    )
     path = results.folder / f"{stem}.{form}"
     if not path.exists():
         raise UserError(
@@ -288,7 +292,7 @@ def _picture(
         title=f"{TITLES[name]}: {backbone_label(backbone)}" if backbone else TITLES[name],
         caption=CAPTIONS[name].format(group=group),
         uri=f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}",
-        source=f"{stem}.svg, .png; from {data} by {module}{at}",
+        source=f"{stem}{endings}; from {data} by {module}{at}",
         width=_readable_width(path) if form == "svg" else 0,
     )
 

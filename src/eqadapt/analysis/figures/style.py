@@ -78,19 +78,19 @@ def themed() -> Iterator[None]:
 
 
 def save(figure: Figure, base: Path, photographs: bool = False) -> list[Path]:
-    """Write ``base.svg`` and ``base.png``, close the figure, return the paths.
+    """Write ``base.svg`` and ``base.png``, or the PNG alone; close the figure, return the paths.
 
     Args:
         figure: What to write.
         base: The paths without their endings.
-        photographs: It shows images, so that its PNG keeps all its colours.
+        photographs: It shows images: a PNG that keeps all its colours, and no SVG.
     """
     paths, arranged = [], figure.get_layout_engine() is not None
     if arranged:
         # Lay out once, not once a format.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
-    for form in outputs.FIGURE_FORMATS:
+    for form in ("png",) if photographs else outputs.FIGURE_FORMATS:
         path = base.with_name(f"{base.name}.{form}")
         with atomic_path(path) as temporary:
             figure.savefig(
