@@ -8,6 +8,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import yaml
@@ -18,6 +19,7 @@ from eqadapt.analysis import outputs
 from eqadapt.analysis.figures.gallery import load_pictures
 from eqadapt.analysis.figures.poses import offset_shares
 from eqadapt.analysis.figures.style import save, themed
+from eqadapt.analysis.labels import METHODS, method_styles
 from eqadapt.analysis.results import open_results
 from eqadapt.cli import main
 from eqadapt.errors import UserError
@@ -98,6 +100,26 @@ def test_drawings_keep_their_colours_in_a_third_of_the_bytes(study, tmp_path):
         first, second = (np.asarray(image.convert("RGB")).astype(int) for image in (whole, reduced))
         assert reduced.info["dpi"] == pytest.approx(whole.info["dpi"])
     assert np.abs(first - second).mean() < 0.5 and (np.abs(first - second) > 16).mean() < 1e-3
+
+
+def test_lines_of_a_crowded_drawing_keep_their_colours(tmp_path):
+    """Bands over bands have thousands of colours: they may not take those of the lines."""
+    styles = list(method_styles(METHODS).values())[:24]
+    at = np.linspace(0.0, 1.0, 40)
+    with themed():
+        figure, axes = plt.subplots()
+        for place, style in enumerate(styles):
+            curve = 0.9 + 0.002 * place + 0.01 * np.sin(20.0 * at + place)
+            axes.plot(at, curve, color=style.colour, marker=style.marker, label=style.label)
+            axes.fill_between(at, curve - 0.3, curve + 0.1, color=style.colour, alpha=0.15, lw=0)
+        axes.legend(ncols=3)
+        (path,) = (path for path in save(figure, tmp_path / "crowded") if path.suffix == ".png")
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        drawn = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
+    for style in styles:
+        colour = [int(style.colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (np.abs(drawn - colour).max(axis=1) <= 1).any(), style
 
 
 def test_shares_of_chosen_poses(study):
