@@ -19,7 +19,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
-from scipy.spatial import cKDTree
 
 from eqadapt.analysis import outputs
 from eqadapt.analysis.labels import MethodStyle
@@ -30,7 +29,6 @@ QUIET = "#8a8a8a"
 GRID = "#e3e3e3"
 DPI = 160
 MARKER = 4.5
-_EXACT_COLOURS = 160  # of the 256 of a PNG
 # Thin or small shapes are drawn larger, to look as large as the others.
 _LARGER = {
     "*": 1.7,
@@ -107,26 +105,27 @@ def save(figure: Figure, base: Path, photographs: bool = False) -> list[Path]:
 
 
 def with_few_colours(path: Path) -> None:
-    """Write a PNG again with 256 colours: a third of the bytes.
+    """Write a PNG again with at most 256 of its own colours: a third of the bytes.
 
-    The most frequent stay as they are, so that no line takes another's; the others share a few.
+    One after the other that colour is taken whose pixels are furthest from those taken before,
+    their number counted, so that no line takes another's, however much lies around it.
     """
     with Image.open(path) as image:
-        pixels, dpi = np.asarray(image.convert("RGB")).reshape(-1, 3), image.info.get("dpi")
-        size = image.size
-    packed = pixels.astype(np.int64) @ [1 << 16, 1 << 8, 1]
-    found, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
+        pixels, dpi = np.asarray(image.convert("RGB")).astype(np.int64), image.info.get("dpi")
+    found, inverse, counts = np.unique(
+        pixels @ [1 << 16, 1 << 8, 1], return_inverse=True, return_counts=True
+    )
     colours = np.stack([found >> 16, found >> 8 & 255, found & 255], axis=1)
-    order = counts.argsort()[::-1]
-    palette = colours[order[:_EXACT_COLOURS]]
-    if len(order) > _EXACT_COLOURS:
-        others = Image.fromarray(colours[order[_EXACT_COLOURS:]].astype(np.uint8)[None])
-        few = others.quantize(256 - _EXACT_COLOURS, Image.Quantize.MEDIANCUT)
-        palette = np.concatenate([palette, np.reshape(few.getpalette() or [], (-1, 3))])[:256]
-    nearest = cKDTree(palette).query(colours)[1].astype(np.uint8)
-    result = Image.fromarray(nearest[inverse].reshape(size[1], size[0]), "P")
-    result.putpalette(palette.astype(np.uint8).tobytes())
-    result.save(path, "PNG", optimize=True, dpi=dpi)
+    taken, nearest = [int(counts.argmax())], np.zeros(len(found), np.uint8)
+    distance = np.square(colours - colours[taken[0]]).sum(axis=1)
+    while len(taken) < 256 and distance.any():
+        taken.append(int((counts * distance).argmax()))
+        new = np.square(colours - colours[taken[-1]]).sum(axis=1)
+        nearest[new < distance] = len(taken) - 1
+        distance = np.minimum(distance, new)
+    few = Image.fromarray(nearest[inverse].reshape(pixels.shape[:2]), "P")
+    few.putpalette(colours[taken].astype(np.uint8).tobytes())
+    few.save(path, "PNG", optimize=True, dpi=dpi)
 
 
 def placeholder(text: str = "no data in this cell of the study") -> Figure:
