@@ -53,6 +53,29 @@ def test_outputs_are_the_backbones_and_only_new_images_are_passed(with_features)
     assert counter.images == 6
 
 
+def test_what_is_remembered_is_not_what_others_hold():
+    memory, x = PassOnce(adapted("equitune").backbone), pictures()
+    kept = x.clone()
+    first = memory(x)
+    expected = first.clone()
+    first.zero_()
+    x.zero_()
+    with PassCounter(memory) as counter:
+        assert torch.equal(memory(kept), expected)
+    assert counter.images == 0
+
+
+def test_memory_is_moved_seldom_however_small_the_steps():
+    """Views come a few at a time; moving all earlier ones at every step took half of the time."""
+    rows = pass_once._Rows(torch.zeros(1, 3))
+    places = set()
+    for step in range(1, 500):
+        rows.append(torch.full((1, 3), float(step)))
+        places.add(rows._kept.data_ptr())
+    assert len(rows) == 500 and len(places) < 12
+    assert torch.equal(rows[torch.arange(500)][:, 0], torch.arange(500.0))
+
+
 def test_images_that_share_a_key_by_chance_keep_their_own_outputs(monkeypatch):
     monkeypatch.setattr(pass_once, "row_keys", lambda x: torch.zeros(len(x), dtype=torch.long))
     backbone = adapted("equitune").backbone

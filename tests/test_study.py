@@ -308,6 +308,9 @@ def test_a_recipe_changes_with_what_decides_the_result_and_nothing_else():
         {"seeds": [0, 1, 2, 3]},
     ):
         assert differing(**indifferent) == set()
+    # Another canonicalizer, or none, is nothing to a network that has none.
+    assert differing(scorer={"width": 4}) == {"prlc"}
+    assert differing(train={"scorer_lr": 1.0, "scorer_optimizer": "muon"}) == {"prlc"}
     scratch = {"backbones": {"resnet_small": {"weights": "scratch"}}}
     assert hashes(**scratch) == hashes(**scratch, pretrain={"epochs": 3})
 

@@ -12,7 +12,7 @@ from eqadapt.cli import main
 from eqadapt.errors import UserError
 from eqadapt.runs import StudyFiles, StudyRunner
 from eqadapt.study import load_study
-from eqadapt.trained import load_trained
+from eqadapt.trained import classifiers_channels_last, load_trained
 
 STUDY = {
     "study": "tiny",
@@ -72,6 +72,28 @@ def test_it_is_the_model_of_the_study(trained, method, tmp_path, monkeypatch):
     assert (found.chosen is None) == (expected.chosen is None)
     if found.chosen is not None:
         assert torch.equal(found.chosen, expected.chosen)
+
+
+@pytest.mark.parametrize("method", ["vanilla", "prlc", "prlc_mirrored", "self_canonicalizer"])
+def test_channels_last_it_is_the_same_model_and_as_invariant(trained, method):
+    images, outputs = trained
+    folder, expected = outputs[method]
+    model = load_trained(folder / "checkpoint.safetensors", method)
+    strides = [part.weight.stride() for part in model.backbone.modules() if _has_kernel(part)]
+    assert classifiers_channels_last(model) is model
+    layouts = [part.weight.stride() for part in model.backbone.modules() if _has_kernel(part)]
+    assert layouts and layouts != strides and all(stride[1] == 1 for stride in layouts)
+    with torch.no_grad():
+        found, turned = model(images), model(images.rot90(1, (-2, -1)))
+    torch.testing.assert_close(found.logits, expected.logits)
+    if method != "vanilla":
+        assert torch.equal(found.chosen, expected.chosen)
+    if method.startswith("prlc"):
+        assert torch.equal(found.logits, turned.logits)
+
+
+def _has_kernel(part):
+    return isinstance(part, torch.nn.Conv2d) and part.weight[0, 0].numel() > 1
 
 
 def test_without_a_name_it_is_of_the_method_that_was_trained(trained):

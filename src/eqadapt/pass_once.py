@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,42 +22,63 @@ _PRODUCTS = 2**24  # at once, so that keys take little memory
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@dataclass
-class _Seen:
-    """Images passed so far, what the backbone said of them, and their keys in order.
+class _Rows:
+    """A tensor that grows at its end, in memory that doubles: rows are not copied at every step."""
 
-    ``places`` are those of the keys' images.
+    def __init__(self, first: Tensor) -> None:
+        self._kept, self._count = first.clone(), len(first)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, places: Tensor) -> Tensor:
+        return self._kept[places]
+
+    def append(self, more: Tensor) -> None:
+        """Add rows."""
+        count = self._count + len(more)
+        if count > len(self._kept):
+            grown = self._kept.new_empty(max(count, 2 * len(self._kept)), *self._kept.shape[1:])
+            grown[: self._count] = self._kept[: self._count]
+            self._kept = grown
+        self._kept[self._count : count] = more
+        self._count = count
+
+
+class _Seen:
+    """Images passed so far, as rows of integers, and what the network said of them.
+
+    Args:
+        rows: (N, L) the images' bytes.
+        outputs: Of the network, N rows each.
     """
 
-    keys: Tensor
-    places: Tensor
-    images: Tensor
-    outputs: tuple[Tensor, ...]
+    def __init__(self, rows: Tensor, outputs: tuple[Tensor, ...]) -> None:
+        self._rows, self._outputs = _Rows(rows), tuple(_Rows(part) for part in outputs)
+        self._keys, self._places = row_keys(rows).sort(stable=True)
 
-    def find(self, keys: Tensor, images: Tensor) -> Tensor:
-        """(N,) int64 place of the image with the same bytes, -1 where there is none."""
-        places = self.places[torch.searchsorted(self.keys, keys).clamp_max(len(self.keys) - 1)]
-        same = (self.images[places] == images).flatten(1).all(dim=1)
-        return torch.where(same, places, -1)
+    def find(self, rows: Tensor) -> Tensor:
+        """(B,) int64 place of the image with the same bytes, -1 where there is none.
 
-    @classmethod
-    def of(cls, keys: Tensor, images: Tensor, outputs: tuple[Tensor, ...]) -> _Seen:
-        """These."""
-        return cls(*keys.sort(stable=True), images, outputs)
+        Or where it stands behind another one that has the same key by chance.
+        """
+        nearest = torch.searchsorted(self._keys, row_keys(rows)).clamp_max(len(self._keys) - 1)
+        places = self._places[nearest]
+        return torch.where((self._rows[places] == rows).all(dim=1), places, -1)
 
-    def joined(self, other: _Seen) -> _Seen:
-        """Those of both."""
-        keys, order = torch.cat([self.keys, other.keys]).sort(stable=True)
-        return _Seen(
-            keys,
-            torch.cat([self.places, other.places + len(self.images)])[order],
-            torch.cat([self.images, other.images]),
-            tuple(torch.cat(parts) for parts in zip(self.outputs, other.outputs)),
-        )
+    def append(self, rows: Tensor, outputs: tuple[Tensor, ...]) -> Tensor:
+        """Add images and what was said of them; their places."""
+        places = torch.arange(len(rows), device=rows.device) + len(self._rows)
+        keys, order = torch.cat([self._keys, row_keys(rows)]).sort(stable=True)
+        self._keys, self._places = keys, torch.cat([self._places, places])[order]
+        self._rows.append(rows)
+        for kept, part in zip(self._outputs, outputs, strict=True):
+            kept.append(part)
+        return places
 
     def outputs_at(self, places: Tensor) -> tuple[Tensor, ...]:
         """What was said of the images at these places."""
-        return tuple(part[places] for part in self.outputs)
+        return tuple(kept[places] for kept in self._outputs)
 
 
 class PassOnce(nn.Module):
@@ -85,19 +105,26 @@ class PassOnce(nn.Module):
 
     def forward(self, x: Tensor, with_features: bool = False) -> Any:
         """As the backbone's."""
-        keys, seen = row_keys(x), self._seen.get(with_features)
-        fresh = seen.find(keys, x) < 0 if seen else torch.ones_like(keys, dtype=torch.bool)
-        if seen is None or fresh.any():
-            more = _Seen.of(keys[fresh], x[fresh], self._outputs(x[fresh], with_features))
-            seen = seen.joined(more) if seen else more
-            self._seen[with_features] = seen
-        places = seen.find(keys, x)
-        lost = (places < 0).any()  # behind another image that has the same key by chance
-        found = self._outputs(x, with_features) if lost else seen.outputs_at(places)
-        return found if with_features else found[0]
+        rows, seen = _integers(x), self._seen.get(with_features)
+        if seen is None:
+            outputs = self._outputs(x, with_features)
+            self._seen[with_features] = _Seen(rows, outputs)
+        else:
+            places = seen.find(rows)
+            fresh = places < 0
+            if fresh.any():
+                passed = self._outputs(x[fresh], with_features)
+                places[fresh] = seen.append(rows[fresh], passed)
+            outputs = seen.outputs_at(places)
+        return outputs if with_features else outputs[0]
 
     def _outputs(self, x: Tensor, with_features: bool) -> tuple[Tensor, ...]:
         return self.inner(x, with_features=True) if with_features else (self.inner(x),)
+
+
+def _integers(x: Tensor) -> Tensor:
+    """The bytes of each image as a row of integers, (B, ...) to (B, L)."""
+    return x.contiguous().flatten(1).view(_INTEGERS[x.element_size()])
 
 
 def row_keys(x: Tensor) -> Tensor:
@@ -106,7 +133,7 @@ def row_keys(x: Tensor) -> Tensor:
     It is the sum of the image's bytes, read as integers, each times an odd number drawn once,
     modulo 2^64. Images of other bytes share it by chance alone.
     """
-    rows = x.contiguous().flatten(1).view(_INTEGERS[x.element_size()])
+    rows = _integers(x)
     odd = _odd_numbers(rows.shape[1], rows.device)
     few = max(1, _PRODUCTS // len(odd))
     return torch.cat([(part.long() * odd).sum(dim=1) for part in rows.split(few)])
@@ -127,9 +154,25 @@ class Memories(list[PassOnce]):
             memory.forget()
 
 
+def classifiers(model: Symmetrized) -> list[tuple[nn.Module, str]]:
+    """Where a model's classifiers are: its backbone, and those that rate views.
+
+    Args:
+        model: Its scorer may be an exported one.
+
+    Returns:
+        Modules, and under which name of theirs the classifier is.
+    """
+    places: list[tuple[nn.Module, str]] = [(model, "backbone")]
+    if model.scorer is not None:
+        raters = (part for part in model.scorer.modules() if isinstance(part, EveryView))
+        places += [(rater, "network") for rater in raters]
+    return places
+
+
 @contextlib.contextmanager
 def passing_once(model: Symmetrized) -> Iterator[Memories]:
-    """A model whose networks pass no image twice: its backbone, and classifiers that rate views.
+    """A model whose classifiers pass no image twice.
 
     Args:
         model: In evaluation mode. It is as it was when this ends.
@@ -137,11 +180,7 @@ def passing_once(model: Symmetrized) -> Iterator[Memories]:
     Yields:
         The memories in their places; ``forget`` them where other images begin.
     """
-    places: list[tuple[nn.Module, str]] = [(model, "backbone")]
-    if model.scorer is not None:
-        raters = (part for part in model.scorer.modules() if isinstance(part, EveryView))
-        places += [(rater, "network") for rater in raters]
-    memories = Memories()
+    places, memories = classifiers(model), Memories()
     for owner, name in places:
         inner = getattr(owner, name)
         memories.append(PassOnce(inner).train(inner.training))

@@ -37,7 +37,12 @@ from eqadapt.study import Run, Study
 from eqadapt.study_rules import is_zero_shot
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import ImagePipeline
-from eqadapt.trained import description, for_inference, without_weights
+from eqadapt.trained import (
+    classifiers_channels_last,
+    description,
+    for_inference,
+    without_weights,
+)
 from eqadapt.training import HISTORY_COLUMNS, LabelledImages, Row, Trainer
 from eqadapt.zero_shot import write_class_vectors
 
@@ -470,6 +475,8 @@ class StudyRunner:
         """Predict every test image in every pose; write the predictions and the gallery."""
         recipe, method = self.study.recipe(run), get_method(run.method)
         data, model = self.data(run.dataset), self.load(run)
+        if self.device.type == "cpu":
+            classifiers_channels_last(model)
         pipeline = ImagePipeline.from_recipe(recipe)
         image, evaluate = recipe["image"], recipe["evaluate"]
         poses = RotationAction(

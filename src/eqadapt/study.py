@@ -113,6 +113,11 @@ def _hashed(train: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in train.items() if _LATER.get(key, ...) != value}
 
 
+def _without_scorer(train: Mapping[str, Any]) -> dict[str, Any]:
+    """A training recipe without what is said of a scorer."""
+    return {key: value for key, value in train.items() if not key.startswith("scorer_")}
+
+
 def expanded(path: str) -> str:
     """A path with ``~`` and ``$VARIABLES`` in their place.
 
@@ -231,16 +236,20 @@ class Study:
         """Digest of what decides a run's checkpoint.
 
         Paths are left out: the checksums of data and weights identify what they lead to. So is
-        what a run does not use: the pretraining of a backbone that has other weights.
+        what a run does not use: the pretraining of a backbone that has other weights, the scorer
+        where nobody scores.
         """
-        recipe = self.recipe(run)
+        recipe, method = self.recipe(run), get_method(run.source.method)
         recipe["dataset"].pop("folder", None)
         recipe["backbone"].pop("file", None)
         samples = recipe.pop("evaluate").get("samples")
-        if samples is not None and get_method(run.source.method).selection == "sample":
+        if samples is not None and method.selection == "sample":
             recipe["samples"] = samples  # validation draws as many, and the checkpoint says so
         recipe["train"] = _hashed(recipe["train"])
         recipe["pretrain"] = _hashed(recipe["pretrain"])
+        if method.scorer is None:
+            recipe.pop("scorer")
+            recipe["train"] = _without_scorer(recipe["train"])
         if recipe["backbone"]["weights"] != "pretrain":
             recipe.pop("pretrain")
         start = self.start(run)
