@@ -465,6 +465,16 @@ def test_sizes_of_another_training_or_form_are_not_compared(tmp_path, change):
     assert entry["verdict"] == "not run"
 
 
+def test_a_size_with_fewer_methods_is_one_of_the_same_network(tmp_path):
+    study = sized_study(tmp_path, 0.1)
+    path = study / "study.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config["backbones"]["large"]["methods"] = ["prlc"]
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    entry = judge(CLAIMS["K8"], open_results(study), load_published(PUBLISHED))
+    assert entry["verdict"] == "reproduced"
+
+
 def test_a_claim_about_a_regime_names_the_regime_that_is_lacking(tmp_path):
     found = verdicts(tmp_path, images=60, groups=("C4",))["K10"]
     assert found["reason"] == "the study has no C4 runs of the regime frozen"

@@ -1,8 +1,8 @@
 """A claim about the canonicalizer's size, judged where a study has one network behind several.
 
-Entries of ``backbones`` that differ in nothing but what their ``scorer`` is made of are one network
-behind canonicalizers of several sizes, if these have one form; the size is the number of trained
-parameters they add.
+Entries of ``backbones`` that differ in nothing but what their ``scorer`` is made of, and in what other
+methods they have, are one network behind canonicalizers of several sizes, if these have one form; the
+size is the number of trained parameters they add.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def _same_network(claim: Claim, results: Results) -> list[list[Cell]]:
     for cell in results.cells(group=claim.group):
         if cell.regime in claim.regimes:
             options = results.entry("backbones", cell.backbone)
-            network = {key: value for key, value in options.items() if key != "scorer"}
+            apart = ("scorer", "methods")
+            network = {key: value for key, value in options.items() if key not in apart}
             network.setdefault("model", cell.backbone)
             # Networks of another form are no other size of the same.
             own = {"name": ""} | dict(results.config.get("scorer") or {})
