@@ -14,6 +14,7 @@ from benchmarks.registry import Context, Measured, measure
 from benchmarks.timing import Samples
 from eqadapt.groups import CyclicGroup, RotationAction
 from eqadapt.scorers import build_scorer
+from eqadapt.trained import classifiers_channels_last
 
 CANONICALIZERS = {
     "default": {"name": "paired_cnn"},
@@ -54,6 +55,8 @@ def throughput(context: Context) -> Measured:
             yield _rate(context, f"training step, PRLC ({label}), {setting}{words}", found, batch)
         model.to(memory_format=torch.contiguous_format)  # evaluation is in float32
         model = adapted(scorer.eval(), backbone).eval()
+        if device.type == "cpu":
+            classifiers_channels_last(model)  # as studies predict
         images = (x * 255).round().to(torch.uint8)
         run = evaluation(model, images, RotationAction(group), side, batch)
         with torch.no_grad():

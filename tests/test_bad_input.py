@@ -224,7 +224,7 @@ def test_a_model_that_diverged_in_its_last_step_is_not_kept(tmp_path):
 
 def test_predictions_that_are_no_numbers_are_not_written(project, capsys, monkeypatch):
     monkeypatch.setattr(
-        "eqadapt.pass_once.PassOnce.forward", lambda _self, x: torch.full((len(x), 10), np.nan)
+        "eqadapt.backbones.Backbone.forward", lambda _self, x: torch.full((len(x), 10), np.nan)
     )
     assert main(["predict", "--study", "study.yaml", "--results", "results/tiny"]) == 2
     assert "outputs are not finite" in capsys.readouterr().err

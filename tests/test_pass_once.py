@@ -101,6 +101,17 @@ def test_views_shared_by_quarter_turns_are_passed_once(
     torch.testing.assert_close(torch.tensor(apart.score), torch.tensor(found.score))
 
 
+@pytest.mark.parametrize(("method", "remembers"), [("vanilla", 0), ("oracle", 1), ("equitune", 1)])
+def test_a_plain_network_which_sees_every_pose_anew_remembers_nothing(
+    method, remembers, monkeypatch
+):
+    kept, forward = [], PassOnce.forward
+    monkeypatch.setattr(PassOnce, "forward", lambda *given: kept.append(1) or forward(*given))
+    group = "C4" if method == "equitune" else "C1"
+    predict(adapted(method, group), method, images(3), poses=4)
+    assert bool(kept) == remembers
+
+
 # The views of the quarter turns are those of one image; the scorer turns what is normalised.
 @pytest.mark.parametrize(("group", "different"), [("C4", 8), ("C8", 16)])
 def test_a_classifier_that_rates_views_sees_none_of_them_twice(group, different, monkeypatch):

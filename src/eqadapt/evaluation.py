@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from eqadapt.errors import UserError
 from eqadapt.groups import RotationAction
 from eqadapt.image_store import HostImages
 from eqadapt.methods import Method
-from eqadapt.pass_once import passing_once
+from eqadapt.pass_once import Memories, passing_once
 from eqadapt.symmetrize import Output, Symmetrized
 from eqadapt.tasks.classification import ImagePipeline
 
@@ -77,7 +78,7 @@ def orbit_accuracy(
     correct = torch.zeros(order, device=images.device)
     identities = torch.zeros((), device=images.device)
     finite = torch.ones((), dtype=torch.bool, device=images.device)
-    with passing_once(model) as memories:
+    with _sharing(model, turns=False) as memories:
         for rows, x in batches(images, pipeline, model.action, batch_size):
             memories.forget()
             for pose in range(order):
@@ -96,6 +97,19 @@ def orbit_accuracy(
         "val_cn_avg": sum(accuracy) / order,
         "val_identity_rate": float(identities) / len(images) if scored else None,
     }
+
+
+def _sharing(model: Symmetrized, turns: bool) -> contextlib.AbstractContextManager[Memories]:
+    """Memory of what was passed; none for a network that sees every pose of an image anew.
+
+    Args:
+        model: The model.
+        turns: Whether images are turned for it, by the true pose.
+    """
+    scored = model.scorer is not None or model.view_scorer is not None
+    one_view = model.selection.name == "identity" or model.action.group.order == 1
+    plain = one_view and not scored and not turns
+    return contextlib.nullcontext(Memories()) if plain else passing_once(model)
 
 
 def _not_finite() -> UserError:
@@ -172,7 +186,7 @@ def predict_orbit(
     chooses = method.scorer == "true_pose" or model.canonicalizes
     columns: dict[str, list[np.ndarray]] = {name: [] for name in _COLUMNS}
     passes = _counted_passes(model, method, poses, images[:batch_size], pipeline)
-    with passing_once(model) as memories:
+    with _sharing(model, method.scorer == "true_pose") as memories:
         for rows, x in batches(images, pipeline, poses, batch_size):
             memories.forget()
             for pose, angle in enumerate(poses.group.angles):

@@ -1,7 +1,7 @@
 """A claim about the canonicalizer's size, judged where a study has one network behind several.
 
-Entries of ``backbones`` that differ in nothing but what their ``scorer`` is made of, and in what other
-methods they have, are one network behind canonicalizers of several sizes, if these have one form; the
+Entries of ``backbones`` that differ in nothing but what their ``scorer`` is made of, and in their
+other methods, are one network behind canonicalizers of several sizes, if these have one form; the
 size is the number of trained parameters they add.
 """
 
