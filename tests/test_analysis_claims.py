@@ -130,8 +130,10 @@ def ordered(folder, wrong_by_seed, regime="joint", group="C8", methods=("vanilla
             write_run(
                 folder, label=np.zeros(400, int), prediction=prediction, method=method, seed=seed,
                 regime=regime, group="C1" if method == "vanilla" else group,
+                meta={"params_added": 0 if method == "vanilla" else 10},
             )  # fmt: skip
     claim = Claim("T1", "", "", (Check(Term(methods[0], "acc"), Term(methods[1], "acc"), "ahead"),))
+    claim = dataclasses.replace(claim, regimes=(regime,))
     return judge(claim, open_results(folder, [group]), load_published(PUBLISHED))
 
 
@@ -154,6 +156,33 @@ def test_one_seed_makes_no_verdict_clear(tmp_path):
         found = verdicts(tmp_path / str(len(seeds)), seeds=seeds)["K1"]
         assert found["verdict"] == "reproduced" and found["reason"].startswith(remark)
         assert bool(found["reason"]) == bool(remark)
+
+
+@pytest.mark.parametrize("regime", ["joint", "frozen"])
+def test_one_training_of_two_methods_makes_no_check_clear(tmp_path, regime):
+    """Whatever other methods there are, and before a frozen network as well."""
+    entry = ordered(tmp_path, [(10, 50)], regime, methods=("prlc", "optc"))
+    assert entry["verdict"] == "reproduced" and entry["reason"].startswith("within noise")
+
+
+def test_of_networks_that_nothing_trained_one_seed_says_all(tmp_path):
+    for method, wrong in (("equizero", 10), ("equitune", 50)):
+        prediction = np.zeros((400, 8), int)
+        prediction[:wrong] = 1
+        write_run(
+            tmp_path, label=np.zeros(400, int), prediction=prediction, method=method, seed=0,
+            regime="frozen", group="C8", meta={"params_added": 0},
+        )  # fmt: skip
+    claim = Claim("T1", "", "", (Check(Term("equizero", "acc"), Term("equitune", "acc"), "ahead"),))
+    claim = dataclasses.replace(claim, regimes=("frozen",))
+    entry = judge(claim, open_results(tmp_path, ["C8"]), load_published(PUBLISHED))
+    assert (entry["verdict"], entry["reason"]) == ("reproduced", "")
+
+
+def test_two_seeds_that_differ_alike_make_no_check_clear(tmp_path):
+    entry = ordered(tmp_path, [(10, 50), (20, 60)])
+    check = entry["cells"][0]["checks"][0]
+    assert check["low_points"] == check["high_points"] == 10 and not check["clear"]
 
 
 def test_a_claim_is_judged_by_the_method_nearest_to_its_papers(tmp_path):

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from analysis_fixtures import BEHAVIOURS, Behaviour, StudySpec, make_study, write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -201,6 +202,28 @@ def test_runs_the_study_does_not_name_are_left_out(tmp_path, capsys):
     results = open_results(folder)
     assert "lps" not in {p.meta["method"] for p in results.predictions}
     assert "left out: 1 prediction file" in capsys.readouterr().err
+
+
+def test_runs_that_a_backbone_no_longer_has_are_left_out(tmp_path, capsys):
+    spec = StudySpec(images=20, seeds=(0,), groups=("C4",), backbones=("resnet10t", "vit_small"))
+    folder = make_study(tmp_path / "digits", spec)
+    path = folder / "study.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config["backbones"]["vit_small"]["methods"] = ["vanilla"]
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    kept = {(p.meta["backbone"], p.meta["method"]) for p in open_results(folder).predictions}
+    assert {method for backbone, method in kept if backbone == "vit_small"} == {"vanilla"}
+    assert ("resnet10t", "prlc") in kept and "left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["2024", "001", "NA", "1e5"])
+def test_names_that_look_like_something_else_stay_names(tmp_path, name):
+    spec = StudySpec(images=20, seeds=(0,), groups=("C4",), backbones=(name,), datasets=(name,))
+    folder = make_study(tmp_path / "study", spec)
+    assert main(["metrics", "--results", str(folder)]) == 0
+    metrics = open_results(folder).metrics
+    assert set(metrics["backbone"]) == set(metrics["dataset"]) == {name}
+    assert metrics["acc"].dtype == float and metrics["seed"].dtype == int
 
 
 def test_runs_without_predictions_are_named(tmp_path, capsys):

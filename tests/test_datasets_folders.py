@@ -601,6 +601,15 @@ def test_images_beside_the_splits_are_left_out_with_a_word(tmp_path, capsys):
         assert ours == theirs
 
 
+def test_an_image_beside_the_splits_of_an_archive_sets_no_size(tmp_path, monkeypatch):
+    """Its images are all of one size but that one, which is left out."""
+    monkeypatch.chdir(tmp_path)
+    tar(tmp_path / "pets.tar", {"cover.png": png(99, size=(40, 60)), **tree()})
+    monkeypatch.setenv("EQADAPT_MIRROR", str(tmp_path))
+    for verb, flags in (("download", []), ("verify", []), ("prepare", ["--validation", "3"])):
+        assert main([verb, "--dataset", "pets", *flags]) == 0
+
+
 def test_a_name_that_no_archive_may_have_is_told_before_packing(tmp_path):
     lay_out(tmp_path / "mine", {**tree(), "train/cat/x\\y.png": png(1)})
     with pytest.raises(UserError, match="backslash"):

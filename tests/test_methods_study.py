@@ -155,6 +155,20 @@ def test_settings_that_do_not_fit_the_study_are_told_before_it_runs(tmp_path):
     for settings, change, said in (
         ({"canonicalizer": "prlc_roated"}, {}, "canonicalizer: unknown method 'prlc_roated'"),
         ({}, {"groups": ["C3"], "evaluate": {"poses": "C3"}}, "C3 has no half turn"),
+        (
+            {},
+            {"groups": ["C4", "C6"], "evaluate": {"poses": "C12"}},
+            "C4 are not among those of C6",
+        ),
+        ({}, {"methods": ["vanilla", "prlc_rotated"]}, "vanilla is no canonicalizer"),
+        (
+            {},
+            {
+                "methods": ["prlc", "prlc_rotated"],
+                "backbones": {"vit_small": {"weights": "pretrain", "methods": ["prlc_rotated"]}},
+            },
+            "prlc is not trained for vit_small",
+        ),
     ):
         (tmp_path / "settings.yaml").write_text(yaml.safe_dump({**SETTINGS, **settings}))
         study = load_study({**STUDY, **change, "test_time": {"folder": str(tmp_path)}})

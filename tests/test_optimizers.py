@@ -57,6 +57,13 @@ def test_without_muon_there_is_one_optimizer():
     assert len(optimizer.param_groups) == 3
 
 
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.9, True), (0.0, False)])
+def test_plain_gradient_descent_has_no_momentum_to_look_ahead_by(momentum, nesterov):
+    train = TRAIN | {"optimizer": "sgd", "momentum": momentum, "scorer_optimizer": "same"}
+    optimizer = build_optimizer(Model(), train, frozen=False)
+    assert {group["nesterov"] for group in optimizer.param_groups} == {nesterov}
+
+
 def test_the_update_is_orthogonal_whatever_the_shape():
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(8, 4, 3, 3))

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from analysis_fixtures import BEHAVIOURS, StudySpec, make_study
 
 from eqadapt.cli import main
@@ -117,3 +118,15 @@ def test_a_folder_without_studies_is_told(tmp_path, capsys):
     assert main(["overview", "--results", str(tmp_path)]) == 2
     assert "no finished study" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_study_may_list_names_where_it_says_nothing_of_them(results, page, tmp_path):
+    """As its author may write it, and copy it by hand."""
+    folder = shutil.copytree(results, tmp_path / "results")
+    path = folder / "two" / "study.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config |= {"datasets": ["digits"], "backbones": {"resnet10t": None}}
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert main(["overview", "--results", str(folder)]) == 0
+    listed = rows((folder / "README.md").read_text(encoding="utf-8"))
+    assert listed["[two](two/study.yaml)"] == rows(page)["[two](two/study.yaml)"]

@@ -219,6 +219,15 @@ def test_the_rotation_head_reads_a_backbone_at_rest_and_leaves_it_alone():
     assert model.backbone.training
 
 
+@pytest.mark.parametrize("model", ["vit_small", "resnet_small"])
+def test_the_rotation_head_is_trained_on_maps_in_any_layout(model):
+    """A ViT's tokens and channels-last maps: torch's group norm ended the process on these."""
+    model = adapted("rotation_head", model=model).to(memory_format=torch.channels_last).train()
+    scores = model.scorer(torch.rand(2, 1, SIZE, SIZE))
+    prior_loss(scores, torch.zeros(2, dtype=torch.long)).backward()
+    assert all(p.grad.isfinite().all() for p in model.scorer.parameters())
+
+
 def test_the_rotation_head_learns_to_tell_the_turn():
     data = images(12) // 4
     data[:, :, :8] += 150

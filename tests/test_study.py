@@ -140,6 +140,18 @@ def test_the_default_study_explains_every_key():
             {"backbones": {"vit_small": {"weights": "scratch"}}, "regimes": ["frozen"]},
             ["backbones.vit_small.weights", "nothing to freeze", "pretrain, file"],
         ),
+        (
+            # fine-tuned it would know them, but this network has no vanilla
+            {
+                "backbones": {
+                    "a": {"model": "vit_small", "weights": "scratch", "methods": ["prlc"]}
+                },
+                "regimes": ["joint", "frozen"],
+            },
+            ["backbones.a.weights", "nothing to freeze"],
+        ),
+        ({"backbones": ["resnet10t.c3_in1k"]}, ["backbones", "resnet10t.c3_in1k"]),
+        ({"datasets": ["my.images"]}, ["datasets", "my.images"]),
         ({"seeds": [0, 1, 0]}, ["seeds: 0 appears twice"]),
         (
             {"backbones": {"vit_small": {"weights": "scratch", "options": {"num_classes": 5}}}},

@@ -20,6 +20,7 @@ from eqadapt.tuning import (
     other_rows,
     untuned,
     with_point,
+    write_choice,
     write_trials,
 )
 
@@ -51,7 +52,10 @@ def search_of(tmp_path, **changes):
 def test_what_a_search_does_not_plan_stays_in_its_file(tmp_path):
     path = tmp_path / "m.csv"
     run, other = (Run("digits", name, "joint", "m", "C4", 3) for name in ("a", "b"))
-    found = {"val_acc": 0.5, "val_cn_avg": 0.4, "score": 0.45, "seconds": 1.0, "config_hash": "ab"}
+    found = {
+        "val_acc": 0.5, "val_cn_avg": 0.4, "score": 0.45, "seconds": 1.0, "config_hash": "ab",
+        "inputs": "cd",
+    }  # fmt: skip
     earlier = [Trial(n, r, {"train.lr": 0.1 * n}, found) for n in (1, 2) for r in (run, other)]
     write_trials(path, earlier)
     before = path.read_text()
@@ -129,6 +133,24 @@ def test_a_backbone_may_have_ranges_of_its_own_and_the_same_draws(tmp_path):
             assert {**lower, "train.lr": 0} == {**higher, "train.lr": 0}
 
 
+def test_a_key_may_be_left_alone_around_a_backbone(tmp_path):
+    search = search_of(tmp_path, backbones={"resnet_small": {"train.lr": None}})
+    points = search.points("prlc", "resnet_small")
+    assert [sorted(point) for point in points] == [[], ["scorer.width"], ["scorer.width"]]
+    assert "train.lr" in search.points("prlc", "another")[1]
+
+
+def test_a_choice_is_not_to_be_laid_over_recipes_that_it_would_mix_with(tmp_path):
+    study, search = load_study(STUDY), search_of(tmp_path)
+    chosen = {"vanilla": {"resnet_small": ({}, 0.9)}}
+    for replaces in (False, True):
+        path = tmp_path / "choice.yaml"
+        write_choice(path, study, search, chosen, replaces)
+        command = "snakemake --configfile" in path.read_text(encoding="utf-8")
+        assert command != replaces
+        assert ("in the place of the `recipes`" in path.read_text(encoding="utf-8")) == replaces
+
+
 def test_the_best_recipe_is_best_on_average_and_the_first_of_equals():
     def trial(number, seed, score):
         return Trial(
@@ -154,9 +176,12 @@ def test_trials_survive_their_file(tmp_path):
     run = Run("d", "b", "joint", "m", "C4", 1)
     found = {
         "val_acc": 1 / 3, "val_cn_avg": 0.1, "score": 0.2, "seconds": 1.5, "config_hash": "ab",
+        "inputs": "cd",
     }  # fmt: skip
     write_trials(tmp_path / "m.csv", [Trial(1, run, {"train.lr": 0.1}, found)])
-    assert known_trials(tmp_path / "m.csv") == {(1, run.stem, "ab"): found}
+    assert known_trials(tmp_path / "m.csv") == {(1, run.stem, "ab", "cd"): found}
+    write_trials(tmp_path / "old.csv", [Trial(1, run, {}, {**found, "inputs": ""})])
+    assert known_trials(tmp_path / "old.csv") == {}  # what these were trained on is not known
     assert known_trials(tmp_path / "none.csv") == {}
     assert as_overrides({"train.lr": 0.1, "train.augment.flip": True}) == {
         "train": {"lr": 0.1, "augment": {"flip": True}}
@@ -254,6 +279,24 @@ def test_a_choice_keeps_what_was_found_for_methods_that_are_not_tuned_now(projec
     assert main(["tune", *flags, "--method", "prlc", "--trials", "3"]) == 0
     assert list(read_yaml(choice)["backbones"]["resnet_small"]["recipes"]) == ["prlc"]
     assert "not tuned: vanilla" in choice.read_text(encoding="utf-8")  # two of three trials
+
+
+def test_trials_on_other_data_or_groups_are_tried_again(project, monkeypatch, capsys):
+    flags = short_search(project, "inputs")
+    monkeypatch.chdir(project)
+
+    def tried():
+        return capsys.readouterr().out.count("  upright")
+
+    assert main(["tune", *flags]) == 0 and tried() == 4
+    assert main(["tune", *flags]) == 0 and tried() == 0
+    # What has no group is judged over those of the study.
+    assert main(["tune", *flags, "--set", "groups=[C2]", "--method", "vanilla"]) == 0
+    assert tried() == 2
+    monkeypatch.setattr(
+        "eqadapt.tuning_runner.ValidationRunner.splits_sha256", lambda *_: ("other", "data")
+    )
+    assert main(["tune", *flags]) == 0 and tried() == 4
 
 
 @pytest.mark.slow

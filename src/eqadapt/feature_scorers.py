@@ -66,5 +66,8 @@ class RotationHead(nn.Module):
         """Pose logits (B, K) of images (B, C, H, H) in [0, 1]."""
         maps = self._stages(x)
         with torch.autocast(x.device.type, enabled=False):
-            parts = [stage(m.float()) for stage, m in zip(self.stages, maps, strict=True)]
+            # Contiguous: on a CPU torch 2.11 ends by a segmentation fault where a group norm is
+            # trained on maps that lie channels last and have no gradient of their own.
+            maps = [m.float().contiguous() for m in maps]
+            parts = [stage(m) for stage, m in zip(self.stages, maps, strict=True)]
             return self.head(torch.cat(parts, dim=1))

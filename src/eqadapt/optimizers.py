@@ -58,7 +58,7 @@ def _elementwise(
     groups: list[dict[str, Any]], train: Mapping[str, Any], fused: bool
 ) -> torch.optim.Optimizer:
     if train["optimizer"] == "sgd":
-        nesterov = train.get("nesterov", True)
+        nesterov = bool(train.get("nesterov", True) and train["momentum"])  # of plain SGD none
         return torch.optim.SGD(groups, momentum=train["momentum"], nesterov=nesterov, fused=fused)
     return torch.optim.AdamW(groups, fused=fused)
 

@@ -530,7 +530,8 @@ def _backbones(config: Mapping[str, Any]) -> Iterator[Fault]:
             for name, options in config["datasets"].items()
             if not knows_classes(options.get("source", name), backbone)
         ]
-        fine_tuned = "joint" in config["regimes"] and "vanilla" in config["methods"]
+        methods = backbone.get("methods", config["methods"])
+        fine_tuned = "joint" in config["regimes"] and "vanilla" in methods
         if "frozen" in config["regimes"] and ignorant and not fine_tuned:
             yield (
                 f"{path}.weights",

@@ -29,7 +29,8 @@ RULES = {
     "cn_avg": "average over the group",
 }
 _RUN_KEYS = ("dataset", "backbone", "regime", "group", "seed")
-_FOUND = ("val_acc", "val_cn_avg", "score", "seconds", "config_hash")
+_RATES = ("val_acc", "val_cn_avg", "score", "seconds")
+_FOUND = (*_RATES, "config_hash", "inputs")
 Point = Mapping[str, Any]
 """Dotted keys of a method's section with their values."""
 
@@ -64,8 +65,12 @@ class Search:
 
     def space(self, method: str, backbone: str) -> dict[str, Any]:
         """What is searched for a method around a backbone: dotted key -> values or range."""
+        return _space(self.spaces[method], self._ranges(method, backbone))
+
+    def _ranges(self, method: str, backbone: str) -> dict[str, Any]:
+        """Those that a backbone has of its own; null: the key is not searched around it."""
         own = self.backbones.get(backbone, {})
-        return {key: own.get(key, of) for key, of in self.spaces[method].items()}
+        return {key: of for key, of in own.items() if key in self.spaces[method]}
 
     def points(self, method: str, backbone: str) -> list[Point]:
         """The recipes tried for a method around a backbone; the first changes nothing.
@@ -214,7 +219,8 @@ class Trial:
         number: From 0, the study's own recipe.
         run: What was trained.
         point: What was changed.
-        found: ``val_acc``, ``val_cn_avg`` (fractions), ``score``, ``seconds``, ``config_hash``.
+        found: ``val_acc``, ``val_cn_avg`` (fractions), ``score``, ``seconds``, ``config_hash``, and
+            ``inputs``, a digest of what else decides it: data, weights to begin with, groups, code.
     """
 
     number: int
@@ -275,13 +281,20 @@ def _run_of(row: Mapping[str, Any]) -> Run:
     return Run(dataset, backbone, regime, method, group, int(row["seed"]))
 
 
-def known_trials(path: Path) -> dict[tuple[int, str, str], dict[str, Any]]:
-    """What an earlier search left: (trial, stem of the run, digest of its recipe) -> findings."""
+def known_trials(path: Path) -> dict[tuple[int, str, str, str], dict[str, Any]]:
+    """What an earlier search left.
+
+    Returns:
+        Trial, stem of the run, digests of its recipe and of its inputs -> findings. Trials of
+        earlier versions, which did not tell their inputs, are not among them.
+    """
     known = {}
     for row in _rows(path):
-        found: dict[str, Any] = {key: float(row[key]) for key in _FOUND[:-1]}
-        found["config_hash"] = row["config_hash"]
-        known[int(row["trial"]), _run_of(row).stem, row["config_hash"]] = found
+        recipe, inputs = row["config_hash"], row.get("inputs")
+        if inputs:
+            found: dict[str, Any] = {rate: float(row[rate]) for rate in _RATES}
+            key = (int(row["trial"]), _run_of(row).stem, recipe, inputs)
+            known[key] = {**found, "config_hash": recipe, "inputs": inputs}
     return known
 
 
@@ -309,7 +322,9 @@ Choice = Mapping[str, Mapping[str, tuple[Point, float]]]
 """Method -> backbone -> best recipe and its score."""
 
 
-def write_choice(path: Path, study: Study, search: Search, chosen: Choice) -> None:
+def write_choice(
+    path: Path, study: Study, search: Search, chosen: Choice, replaces: bool = False
+) -> None:
     """The choice as a part of a study: each backbone's ``recipes``, with what was found best.
 
     Args:
@@ -317,12 +332,20 @@ def write_choice(path: Path, study: Study, search: Search, chosen: Choice) -> No
         study: The study as it was given; methods that were not tuned stay as they are there.
         search: What was searched.
         chosen: The best recipes.
+        replaces: Whether the study has ``recipes`` already. Laid over these, a choice would be
+            mixed with them: to a recipe that nobody tried.
     """
+    use = [f"#   snakemake --configfile config/{study.name}.yaml {path.as_posix()}"]
+    if replaces:
+        use = [
+            f"# put these in the place of the `recipes` of config/{study.name}.yaml. (Laid over it",
+            "# with --configfile they would be mixed with those.)",
+        ]
     lines = [
         f"# Recipes of {study.name}, chosen on the validation split: for each backbone and method",
         f"# the best of {search.trials} trials, seed {search.seed}, by the {RULES[search.select]}.",
         "# The test split was not read. To use it:",
-        f"#   snakemake --configfile config/{study.name}.yaml {path.as_posix()}",
+        *use,
         "#",
         *(
             f"# {name}, {backbone}: {100 * score:.2f}"

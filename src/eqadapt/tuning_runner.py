@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from eqadapt.datasets import prepared
+from eqadapt.digest import code_id
 from eqadapt.evaluation import predict_orbit
 from eqadapt.groups import RotationAction, parse_group
 from eqadapt.image_store import on_device
 from eqadapt.memory import room_for
 from eqadapt.methods import get_method
-from eqadapt.runs import StudyFiles, StudyRunner
-from eqadapt.study import Run, Study, load_study, merge
+from eqadapt.runs import TRAINING_CODE, StudyFiles, StudyRunner
+from eqadapt.study import Run, Study, digest_of, load_study, merge
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import ImagePipeline
 from eqadapt.tuning import (
@@ -42,6 +43,15 @@ class ValidationRunner(StudyRunner):
 
     def check_start(self, path: Path, meta: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         """Allow any: a trial's recipe is not that of the study whose weights it starts from."""
+
+    def splits_sha256(self, dataset: str) -> tuple[str, str]:
+        """Checksums of the training and the validation split."""
+        data = self.data(dataset)
+        return data.train.metadata["data_sha256"], data.validation.metadata["data_sha256"]
+
+    def begins_with(self, run: Run, recipe: dict[str, Any]) -> list[str]:
+        """SHA-256 of the weights that a run begins with."""
+        return self._begins_with(run, recipe)
 
     def share_data(self, other: ValidationRunner) -> None:
         """Use the data that another runner of the same data sets has loaded."""
@@ -90,6 +100,7 @@ class Tuner:
         others: Such runs of methods and backbones that are not tuned now: where an earlier search
             tried everything for them, its outcome stays in the choice.
         say: Where progress goes.
+        replaces: Whether the study as it was given has recipes, which the choice is to replace.
     """
 
     def __init__(
@@ -100,8 +111,10 @@ class Tuner:
         runs: Sequence[Run],
         others: Sequence[Run] = (),
         say: Callable[[str], None] = print,
+        replaces: bool = False,
     ) -> None:
         self.study, self.search, self.files, self.say = study, search, files, say
+        self.replaces, self._code = replaces, code_id(*TRAINING_CODE)
         self.runs, self.others = runs, others
         self.folder = files.results / "tuning"
         self.reduced = load_study(merge(study.config, search.within))
@@ -126,7 +139,8 @@ class Tuner:
             for method in self.study.config["methods"]
         }
         path = self.folder / "choice.yaml"
-        write_choice(path, self.study, self.search, {m: of for m, of in chosen.items() if of})
+        found = {method: of for method, of in chosen.items() if of}
+        write_choice(path, self.study, self.search, found, self.replaces)
         return path
 
     def _planned(self, method: str, runs: Sequence[Run]) -> list[Planned]:
@@ -148,7 +162,7 @@ class Tuner:
         found, unfinished = [], set()
         known = known_trials(self.folder / f"{method}.csv")
         for number, run, point, study in self._planned(method, self.others):
-            of = known.get((number, run.stem, study.recipe_hash(run)))
+            of = known.get((number, run.stem, study.recipe_hash(run), self._inputs(run, study)))
             if of is None:
                 unfinished.add(run.backbone)
             else:
@@ -163,7 +177,7 @@ class Tuner:
         known, trials, left = known_trials(path), [], []
         others = other_rows(path, {(number, run.stem) for number, run, _, _ in plan})
         for number, run, point, study in plan:
-            found = known.get((number, run.stem, study.recipe_hash(run)))
+            found = known.get((number, run.stem, study.recipe_hash(run), self._inputs(run, study)))
             if found is None:
                 left.append((number, point, study, run))
             else:
@@ -175,6 +189,13 @@ class Tuner:
         write_trials(path, trials, others)
         return trials
 
+    def _inputs(self, run: Run, study: Study) -> str:
+        """Digest of what decides a trial beside its recipe."""
+        groups = list(study.config["groups"]) if run.group == "C1" else []
+        train, validation = self.data.splits_sha256(run.dataset)
+        begins = self.data.begins_with(run, study.recipe(run))
+        return digest_of([train, validation, begins, groups, self._code])
+
     def _score(self, found: dict) -> float:
         if self.search.select == "cn_avg":
             return float(found["val_cn_avg"])
@@ -185,12 +206,13 @@ class Tuner:
         runner = ValidationRunner(study, self.files, self.say)
         runner.share_data(self.data)
         recipe, digest = study.recipe(run), study.recipe_hash(run)
+        inputs = self._inputs(run, study)
         model = runner.model(run, recipe)
         stem = f"tuning-{number}-{run.stem}"
         identity = [digest, runner.data(run.dataset).train.metadata["data_sha256"]]
         runner.trainer(run, recipe, model, stem, identity).run()
         upright, average = runner.score(run, model)
-        found = {"val_acc": upright, "val_cn_avg": average, "config_hash": digest}
+        found = {"val_acc": upright, "val_cn_avg": average, "config_hash": digest, "inputs": inputs}
         found["score"] = self._score(found)
         found["seconds"] = round(time.perf_counter() - started, 2)
         self.say(f"{stem}  upright {100 * upright:.2f}  average {100 * average:.2f}")

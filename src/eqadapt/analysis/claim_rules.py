@@ -256,19 +256,22 @@ def judge_check(
         passed = agrees = passed and judged["orbit_agreement"] == 1.0
     judged["agrees"] = bool(agrees)
     judged["passed"] = bool(passed)
-    judged["clear"] = _clear(check, points)
+    judged["clear"] = _clear(check, points, found.trained_once)
     return judged
 
 
-def _clear(check: Check, found: Estimate) -> bool:
-    """Whether the whole interval is on one side of the bound.
+def _clear(check: Check, found: Estimate, trained_once: bool) -> bool:
+    """Whether the whole interval is on one side of the bound, and knows what could move it.
 
-    Images that all differ alike leave a bootstrap no spread, which is no certainty.
+    An interval over images does not know what another seed would have learnt. Images that all
+    differ alike leave a bootstrap no spread, two seeds that differ alike leave Student's t none,
+    which is no certainty (no difference at all, image by image, is).
     """
     if check.rule == "invariant":
         return True
     bound = 0.0 if check.rule == "ahead" else check.points
-    if found.kind == "images" and found.low == found.high:
+    by_chance = found.kind == "images" or (found.n == 2 and found.mean != 0)
+    if trained_once or (by_chance and found.low == found.high):
         return False
     return bool(found.low > bound or found.high < bound)
 

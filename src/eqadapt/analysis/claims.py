@@ -339,14 +339,7 @@ def _found(claim: Claim, cell: Cell, results: Results) -> dict[str, Any]:
         # Test-time methods see each image once: its turned copies are its views in another order.
         reason = "outputs for turned images are those for upright ones, put in another order"
         return {"verdict": "not run", "reason": reason, "checks": []}
-    runs = _methods(claim, cell, results)
-    judged = judge_cell(claim, cell.group, runs)
-    if cell.regime == "joint" and all(len(seeds) == 1 for seeds in runs.values()):
-        # An interval over images does not know what another seed would have learnt.
-        judged["checks"] = [
-            check | {"clear": check["rule"] == "invariant"} for check in judged["checks"]
-        ]
-    return judged
+    return judge_cell(claim, cell.group, _methods(claim, cell, results))
 
 
 def _is_zero_shot(results: Results, backbone: str) -> bool:

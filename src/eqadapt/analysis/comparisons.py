@@ -73,6 +73,8 @@ class Comparison:
         mcnemar: Exact McNemar p of each seed, upright comparisons only.
         seeds_ahead: Number of seeds in which the first is ahead.
         images_ahead: Numbers of images on which the first, and the second, is ahead.
+        trained_once: Whether it is of one seed, with which one of the two was trained: how another
+            training would come out is not known then.
     """
 
     estimate: Estimate
@@ -81,6 +83,7 @@ class Comparison:
     mcnemar: tuple[float, ...] = ()
     seeds_ahead: int = 0
     images_ahead: tuple[int, int] = (0, 0)
+    trained_once: bool = False
 
     @property
     def p_mcnemar(self) -> float:
@@ -115,7 +118,14 @@ def difference(first: Seeds, second: Seeds, metrics: tuple[str, str]) -> Compari
         mcnemar=mcnemar,
         seeds_ahead=sum(mean > 0 for mean in means),
         images_ahead=(int((total > 0).sum()), int((total < 0).sum())),
+        trained_once=len(seeds) == 1 and any(map(_trained, (first[seeds[0]], second[seeds[0]]))),
     )
+
+
+def _trained(evaluation: Evaluation) -> bool:
+    """Whether a run's outcome is one of a training: of its network's, or of what stands before."""
+    joint = evaluation.cell.regime == "joint"
+    return joint or bool(evaluation.predictions.meta["params_added"])
 
 
 def summary_frame(results: Results, cells: Sequence[Cell]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from eqadapt.analysis import outputs
 from eqadapt.analysis.claims import CLAIMS, cells_within_noise
 from eqadapt.analysis.formatting import DASH, Column, Grid, Text, to_markdown
 from eqadapt.analysis.labels import backbone_label, dataset_label
-from eqadapt.analysis.results import Results
+from eqadapt.analysis.results import Results, read_csv
 from eqadapt.analysis.statistics import wilson_interval
 from eqadapt.errors import UserError
 from eqadapt.files import write_text
@@ -137,7 +137,7 @@ def _place(study: Results, claim: Mapping[str, Any]) -> str:
 
 
 def _study_row(study: Results) -> list[Text]:
-    metrics = pd.read_csv(study.folder / outputs.METRICS, dtype={"commit": str})
+    metrics = read_csv(study.folder / outputs.METRICS)
     tables = sorted(study.folder.glob(f"tables/{outputs.tables(study.config)[0]}-*.md"))
     listed = ", ".join(
         f"[{path.stem.split('-', 1)[1]}]({study.folder.name}/tables/{path.name})" for path in tables
@@ -146,8 +146,8 @@ def _study_row(study: Results) -> list[Text]:
     return [
         Text(f"[{study.name}]({study.folder.name}/study.yaml){note}"),
         Text(study.words("title")),
-        Text(_entries(study.config, "datasets", "source", metrics["dataset"], dataset_label)),
-        Text(_entries(study.config, "backbones", "model", metrics["backbone"], backbone_label)),
+        Text(_entries(study, "datasets", "source", metrics["dataset"], dataset_label)),
+        Text(_entries(study, "backbones", "model", metrics["backbone"], backbone_label)),
         Text(_several(sorted(_seen(metrics, "group"), key=lambda group: int(group[1:])))),
         Text(str(metrics["method"].nunique())),
         Text(str(metrics["seed"].nunique())),
@@ -159,10 +159,10 @@ def _study_row(study: Results) -> list[Text]:
 
 
 def _entries(
-    config: Mapping[str, Any], section: str, key: str, names: pd.Series, label: Callable[[str], str]
+    study: Results, section: str, key: str, names: pd.Series, label: Callable[[str], str]
 ) -> str:
     """``"ResNet-20 (CIFAR) (3 entries)"``: what is behind the names of a study's entries."""
-    behind = Counter(str(config[section].get(name, {}).get(key) or name) for name in names.unique())
+    behind = Counter(str(study.entry(section, name).get(key) or name) for name in names.unique())
     return _several(
         label(name) + (f" ({count} entries)" if count > 1 else "") for name, count in behind.items()
     )

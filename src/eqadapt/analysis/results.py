@@ -17,11 +17,14 @@ import yaml
 from eqadapt.analysis import outputs
 from eqadapt.analysis.evaluations import Cell, Evaluation, evaluate_all
 from eqadapt.analysis.labels import method_order
-from eqadapt.analysis.metrics import COLUMNS, KEYS
+from eqadapt.analysis.metrics import COLUMNS, EXTRA, KEYS, PROVENANCE
 from eqadapt.analysis.predictions import IDENTITY, Predictions, iterate_predictions, run_stem
 from eqadapt.errors import UserError
 from eqadapt.study import load_study
 
+_NAMES = (*KEYS[:-1], "trained_group", "trained_on", "tested_on")
+_WORDS = [column for column in (*PROVENANCE, *EXTRA) if column.endswith(("sha256", "hash"))]
+_WORDS += ["commit", "device", "torch", "mask"]
 _AXES = {"dataset": "datasets", "backbone": "backbones", "regime": "regimes", "method": "methods"}
 
 
@@ -84,13 +87,10 @@ class Results:
     @cached_property
     def missing(self) -> list[str]:
         """Stems of the study's runs that have no predictions yet; of test-time studies not told."""
-        if not self.config or self.test_time:
-            return []
-        try:
-            runs = load_study(self.config).runs()
-        except UserError:  # a study of another version: what it has can still be read
+        if self._stems is None or self.test_time:
             return []
         present = {predictions.stem for predictions in self.predictions}
+        runs = load_study(self.config).runs()
         return [run.stem for run in runs if run.stem not in present]
 
     def tell_missing(self) -> None:
@@ -114,7 +114,7 @@ class Results:
         path = self.folder / outputs.LATENCY
         if not path.is_file():
             return {}
-        frame = _read_csv(path)
+        frame = read_csv(path)
         keys = zip(frame["dataset"], frame["backbone"], frame["group"], frame["method"])
         return {key: float(value) for key, value in zip(keys, frame["ratio"])}
 
@@ -126,7 +126,7 @@ class Results:
         path = self.folder / outputs.TRANSFER
         if not path.is_file():
             raise UserError("no transfer.csv yet", where=str(path), fix="run `eqadapt transfer`")
-        return _read_csv(path)
+        return read_csv(path)
 
     @cached_property
     def groups(self) -> list[str]:
@@ -180,7 +180,24 @@ class Results:
             )
         return kept
 
+    @cached_property
+    def _stems(self) -> set[str] | None:
+        """Of the study's runs; None where the configuration, here, does not tell them."""
+        if not self.config:
+            return None
+        try:
+            study = load_study(self.config)
+            if not self.test_time:
+                return {run.stem for run in study.runs()}
+            from eqadapt.test_time.plan import load_plan
+
+            return {run.stem for run in load_plan(study).all_runs()}
+        except UserError:  # a study of another version, or without its test-time settings
+            return None
+
     def _belongs(self, meta: Mapping[str, Any]) -> bool:
+        if self._stems is not None:
+            return run_stem(meta) in self._stems
         for axis, key in {**_AXES, "seed": "seeds"}.items():
             named = outputs.names(self.config, key)
             if axis == "method" and self.test_time:
@@ -227,7 +244,7 @@ class Results:
         for predictions in self.predictions:
             path = self.folder / "runs" / predictions.stem / "history.csv"
             if path.exists():
-                frame = _read_csv(path)
+                frame = read_csv(path)
                 identity = {key: predictions.meta[key] for key in IDENTITY}
                 if len(frame):  # else nothing was trained: a frozen network as it is
                     parts.append(frame.assign(**identity))
@@ -244,7 +261,7 @@ class Results:
                 where=str(path),
                 fix=f"run `eqadapt metrics --results {self.folder}`",
             )
-        frame = _read_csv(path)
+        frame = read_csv(path)
         missing = [column for column in COLUMNS if column not in frame.columns]
         if missing:
             raise UserError(f"metrics.csv lacks {', '.join(missing)}", where=str(path))
@@ -333,8 +350,15 @@ def same_images(evaluations: Sequence[Evaluation]) -> None:
             )
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def read_csv(path: Path) -> pd.DataFrame:
+    """A table of results; names that look like numbers, or like nothing ("NA"), stay names.
+
+    Raises:
+        UserError: It is no CSV.
+    """
     try:
-        return pd.read_csv(path)
+        return pd.read_csv(
+            path, dtype=dict.fromkeys(_WORDS, str), converters=dict.fromkeys(_NAMES, str)
+        )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"not readable as CSV: {error}", where=str(path)) from error

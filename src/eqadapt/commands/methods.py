@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
 def _latency(args: argparse.Namespace, runner: TestTimeRunner) -> None:
     import pandas as pd
 
+    from eqadapt.analysis.results import read_csv
     from eqadapt.files import write_text
     from eqadapt.test_time.latency import CELL, COLUMNS
 
@@ -53,7 +54,7 @@ def _latency(args: argparse.Namespace, runner: TestTimeRunner) -> None:
     frame = pd.concat(frames, ignore_index=True)[list(COLUMNS)]
     if path.is_file() and len(cells) < len(runner.plan.cells()):  # other cells keep their rows
         keys = list(CELL)
-        old = pd.read_csv(path)
+        old = read_csv(path)
         timed = old.set_index(keys).index.isin(frame.set_index(keys).index)
         frame = pd.concat([old[~timed], frame], ignore_index=True)
     write_text(path, frame.to_csv(index=False))

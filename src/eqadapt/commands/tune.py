@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> None:
 
     if args.trials is not None and args.trials < 1:
         raise UserError(f"{args.trials} trials", where="--trials", fix="1 or more")
-    study = untuned(load_study(args.study, args.set))
+    given = load_study(args.study, args.set)
+    study = untuned(given)
     path = args.space or Path("config/tuning") / f"{study.name}.yaml"
     search = load_search(path, study, args.trials)
     trained = study.trained_runs()
@@ -62,4 +63,5 @@ def run(args: argparse.Namespace) -> None:
     )
     keep_memory_on_cpus(study.config["device"])
     others = [run for run in judged if run not in runs]
-    print(Tuner(study, search, files, runs, others).tune())
+    replaces = any(section.get("recipes") for section in given.config["backbones"].values())
+    print(Tuner(study, search, files, runs, others, replaces=replaces).tune())

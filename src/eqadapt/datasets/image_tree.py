@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -227,20 +227,14 @@ def read_tree(
     """The contents of a tree of image files.
 
     Args:
-        members: Goes through the files of the archive; called once for the names and once for the
-            pixels, so that memory stays bounded.
+        members: Goes through the files of the archive; called once for the names, for the first
+            image and for the pixels, so that memory stays bounded.
         source: Gives the classes and channels.
         size: Side of the square the images are brought to; None: they all have one size.
         where: The archive's name, for errors.
     """
-    names = []
-    shape = (size, size) if size else None
-    for member in members():
-        names.append(member.name)
-        if shape is None and is_image(member.name):
-            shape = image_size(member.read(), f"{where}: {member.name}")
-    tree = places(names, where)
-    assert shape is not None  # places() refuses a tree without images
+    tree = places([member.name for member in members()], where)
+    shape = (size, size) if size else _first_size(members(), tree, where)
     classes, label_of = _classes({place.folder for place in tree.values()}, source, where)
     ordered = sorted(tree, key=lambda name: (label_of[tree[name].folder], name))
     rows: dict[str, int] = {}
@@ -256,6 +250,14 @@ def read_tree(
         labels={split: np.array(values, dtype=np.int64) for split, values in labels.items()},
         batches=lambda: _batches(members(), tree, rows, decoder),
     )
+
+
+def _first_size(
+    members: Iterator[Member], tree: Mapping[str, Place], where: str
+) -> tuple[int, int]:
+    """Height and width of the first image that has a place; ``places`` refuses trees without."""
+    first = next(member for member in members if member.name in tree)
+    return image_size(first.read(), f"{where}: {first.name}")
 
 
 def _classes(

@@ -98,8 +98,10 @@ class Plan:
         """Stop at settings that do not fit the study, before the backbone passes anything.
 
         Raises:
-            UserError: No method has the canonicalizer's name, or a method cannot be under a group.
+            UserError: No method has the canonicalizer's name, a method cannot be under a group, or
+                the study's own methods, backbones or groups do not fit together.
         """
+        self._check_study()
         folder = str(self.study.config["test_time"]["folder"])
         try:
             get_trained_method(str(self.settings["canonicalizer"]))
@@ -122,6 +124,34 @@ class Plan:
                     f"{name} samples both ends of [-180, 180] degrees, {odd[0]} has no half turn",
                     where=folder,
                     fix="groups of even order, or its_circular",
+                )
+
+    def _check_study(self) -> None:
+        config, where = self.study.config, self.study.name
+        largest = parse_group(self.finest)
+        apart = [g for g in config["groups"] if not largest.contains(parse_group(g))]
+        if apart:
+            raise UserError(
+                f"the poses of {apart[0]} are not among those of {self.finest}",
+                where=f"{where}: groups",
+                fix="groups of which the largest holds the others; or two studies",
+            )
+        for name in config["methods"]:
+            if get_trained_method(name).scorer != "image":
+                raise UserError(
+                    f"{name} is no canonicalizer, which the methods of a test-time study are",
+                    where=f"{where}: methods",
+                    fix="leave it out; test-time methods are those of test_time.folder",
+                )
+        shared = self.study.shared_canonicalizers
+        for name in [shared] if shared else config["backbones"]:
+            own = config["backbones"][name].get("methods", config["methods"])
+            lacking = [method for method in config["methods"] if method not in own]
+            if lacking:
+                raise UserError(
+                    f"{lacking[0]} is not trained for {name}, whose test-time methods may want it",
+                    where=f"{where}: backbones.{name}.methods",
+                    fix="all methods for each backbone; or two studies",
                 )
 
     def _can_run(self, method: TestTimeMethod) -> bool:
