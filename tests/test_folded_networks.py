@@ -168,6 +168,31 @@ def test_norms_before_convolutions_cannot_be_folded():
         fold_norms(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)))
 
 
+class Residual(nn.Module):
+    """A norm of a sum, behind a convolution of its width in the order of modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.norm(x + self.conv(x))
+
+
+def test_norms_of_other_things_than_the_convolution_before_them_are_refused():
+    with pytest.raises(UserError, match="computes on other things"):
+        fold_norms(Residual())
+
+
+def test_folding_draws_nothing():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    fold_norms(network)
+    assert torch.equal(torch.rand(2), expected)
+
+
 def _without(key):
     def change(arrays):
         del arrays[key]

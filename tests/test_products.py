@@ -10,9 +10,10 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_distributed import prepare_digits
 from torch import nn
 
-from eqadapt import cli
+from eqadapt import cli, product_comparison
 from eqadapt.analysis.product_table import markdown, summary
 from eqadapt.backbones import Backbone, build_network
 from eqadapt.errors import UserError
@@ -484,6 +485,24 @@ def test_the_command_writes_images_table_and_record(tmp_path, capsys):
     assert table.loc["oracle", "acc"] == table.loc["vanilla", "acc"]
     assert (tmp_path / "results" / "tables" / "products.md").is_file()
     assert (tmp_path / "results" / "run.json").is_file()
+
+
+def test_images_are_masked_where_the_study_says_so(tmp_path, monkeypatch):
+    prepare_digits(tmp_path)
+    seen = []
+    count = product_comparison.count_passes
+    monkeypatch.setattr(
+        product_comparison,
+        "count_passes",
+        lambda backbone, group, method, few: (
+            seen.append(few) or count(backbone, group, method, few)
+        ),
+    )
+    path = a_comparison(tmp_path, image={"size": 8, "mask": "disk"})
+    data = str(tmp_path / "data" / "prepared")
+    arguments = ["--study", str(path), "--data", data, "--results", str(tmp_path / "results")]
+    assert cli.main(["products", *arguments]) == 0
+    assert seen[0][..., 0, 0].abs().max() == 0 and seen[0][..., 4, 4].abs().max() > 0
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,22 @@ def test_export_is_plain_and_equal(name: str) -> None:
     assert scorer.num_parameters == parameters
 
 
+@pytest.mark.parametrize("name", sorted(set(SCORERS) - {"classifier"}))
+def test_exported_ones_compute_in_float32_whatever_the_context(name: str) -> None:
+    """In bfloat16 scores of turned copies would differ by more than near-ties allow for."""
+    torch.manual_seed(0)
+    scorer = build_scorer(name, group_of(name), 3, **SMALL[name]).eval()
+    exported, x = scorer.export(), smooth_images(4, 32)
+    with torch.no_grad():
+        expected = exported(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = exported(x)
+        assert found.dtype == torch.float32 and torch.equal(found, expected)
+        assert torch.equal(exported(x.double()), expected)
+    with pytest.raises(UserError, match="a pose scorer for 3 channels"):
+        exported(x[:, :1])
+
+
 @pytest.mark.parametrize("name", sorted(SCORERS))
 def test_checkpoints_do_not_depend_on_the_mode(name: str, tmp_path) -> None:
     torch.manual_seed(0)

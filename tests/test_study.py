@@ -152,6 +152,14 @@ def test_the_default_study_explains_every_key():
         ),
         ({"backbones": ["resnet10t.c3_in1k"]}, ["backbones", "resnet10t.c3_in1k"]),
         ({"datasets": ["my.images"]}, ["datasets", "my.images"]),
+        (
+            {
+                "backbones": {"resnet10t": {"weights": "prototypes"}},
+                "methods": ["vanilla", "rotation_head"],
+                "regimes": ["frozen"],
+            },
+            ["methods.rotation_head", "zero-shot classifier", "backbones.resnet10t.methods"],
+        ),
         ({"seeds": [0, 1, 0]}, ["seeds: 0 appears twice"]),
         (
             {"backbones": {"vit_small": {"weights": "scratch", "options": {"num_classes": 5}}}},

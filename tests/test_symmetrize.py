@@ -36,6 +36,14 @@ class TinyBackbone(nn.Module):
         return self.layers(x)
 
 
+class FeatureBackbone(TinyBackbone):
+    """Its outputs are its features too."""
+
+    def forward(self, x, with_features=False):
+        outputs = self.layers(x)
+        return (outputs, outputs) if with_features else outputs
+
+
 class OrbitScorer(nn.Module):
     """Any function of the views, scored view by view: equivariant by construction."""
 
@@ -335,3 +343,24 @@ def test_confidence_tells_nearly_certain_views_apart():
     some = torch.randn(5, 4, 7)
     expected = some.log_softmax(-1).amax(-1)
     torch.testing.assert_close(Confidence()(None, some).float(), expected)
+
+
+@pytest.mark.parametrize(
+    ("selection", "view_scorer"),
+    [("argmax", Confidence()), ("mixture", NegativeEnergy())],
+)
+def test_canonical_images_are_in_the_poses_that_the_outputs_chose(selection, view_scorer):
+    """Also where a network's own outputs are scored, which takes all of its passes."""
+    action = RotationAction(CyclicGroup(8))
+    model = Symmetrized(FeatureBackbone(), action, selection, view_scorer=view_scorer).eval()
+    x = torch.rand(6, 1, 12, 12)
+    canonical, poses = model.canonicalize(x)
+    assert torch.equal(poses, model(x).chosen) and len(set(poses.tolist())) > 1
+    assert torch.equal(canonical, action.undo(x, poses))
+
+
+def test_what_chooses_no_pose_leaves_images_as_they_are():
+    model = Symmetrized(TinyBackbone(), RotationAction(CyclicGroup(4)), "uniform").eval()
+    x = torch.rand(3, 1, 12, 12)
+    canonical, poses = model.canonicalize(x)
+    assert torch.equal(canonical, x) and not poses.any()

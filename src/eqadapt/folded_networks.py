@@ -9,6 +9,7 @@ layers 00, 01 and so on.
 
 from __future__ import annotations
 
+import copy
 import io
 import re
 import tarfile
@@ -43,8 +44,38 @@ def fold_norms(network: nn.Module) -> nn.Module:
         The same network, changed.
 
     Raises:
-        UserError: A batch norm follows no convolution of its width.
+        UserError: A batch norm follows no convolution of its width, or computes on other things
+            than that convolution's outputs.
     """
+    _check_folding(network)
+    return _folded(network)
+
+
+def _check_folding(network: nn.Module) -> None:
+    """Fold a copy with norms as of training: the order of modules need not be that of the passes.
+
+    Draws from a generator of its own, so that what is drawn later stays what it was.
+    """
+    trial, chance = copy.deepcopy(network).eval(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for norm in trial.modules():
+            if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None:
+                norm.running_mean.normal_(0.0, 0.3, generator=chance)  # type: ignore[union-attr]
+                norm.running_var.uniform_(0.5, 2.0, generator=chance)
+        first = next(part for part in trial.modules() if isinstance(part, nn.Conv2d))
+        side = int(getattr(network, "default_cfg", {}).get("input_size", [64])[-1])
+        x = torch.rand(1, first.in_channels, side, side, generator=chance)
+        expected = trial(x)
+        found = _folded(trial)(x)
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        raise UserError(
+            "a batch norm computes on other things than the convolution before it gives",
+            where=f"options of the backbone: folded, of {type(network).__name__}",
+            fix="remove folded, or take a network whose norms follow its convolutions",
+        )
+
+
+def _folded(network: nn.Module) -> nn.Module:
     before: nn.Conv2d | None = None
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.Conv2d):

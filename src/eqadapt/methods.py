@@ -122,9 +122,9 @@ def load_plugins() -> None:
     for module in filter(None, os.environ.get("EQADAPT_PLUGINS", "").split(",")):
         try:
             importlib.import_module(module.strip())
-        except ImportError as error:
+        except Exception as error:  # whatever stands in it
             raise UserError(
-                f"cannot import plugin {module!r}: {error}",
+                f"cannot import plugin {module!r}: {type(error).__name__}: {error}",
                 where="EQADAPT_PLUGINS",
                 fix="put the folder it lies in on PYTHONPATH; what it imports must be installed",
             ) from error

@@ -525,6 +525,14 @@ def _backbones(config: Mapping[str, Any]) -> Iterator[Fault]:
             yield f"{path}.options.{key}", "follows from the data set", "no such option"
         if is_zero_shot(backbone):
             yield from _zero_shot(path, backbone, config["datasets"])
+            own = backbone.get("methods", config["methods"])
+            for method in [m for m in own if m in METHODS and METHODS[m].scorer == "features"]:
+                yield (
+                    f"methods.{method}",
+                    f"reads features after a network's stages, which {name}, a zero-shot "
+                    "classifier, does not tell",
+                    f"{path}.methods without it",
+                )
         ignorant = [
             name
             for name, options in config["datasets"].items()

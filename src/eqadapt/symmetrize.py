@@ -342,6 +342,9 @@ class Symmetrized(nn.Module):
     def canonicalize(self, x: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
         """Canonical images and the chosen poses (B,); without gradients.
 
+        Where the backbone's own outputs are scored, every view is passed for it. A model that
+        chooses no pose leaves its inputs as they are.
+
         Args:
             x: (B, C, H, H).
             size: Side of the network that reads them; see ``RotationAction.act``.
@@ -349,10 +352,12 @@ class Symmetrized(nn.Module):
         Returns:
             Images (B, C, H, H) or (B, C, size, size), and the poses.
         """
-        if self.scorer is None:
-            chosen = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        if self.scorer is not None:
+            chosen: Tensor | None = self.pick(x, self.scorer(x))
         else:
-            chosen = self.pick(x, self.scorer(x))
+            chosen = None if self.view_scorer is None else self._weigh(x, None).chosen
+        if chosen is None:
+            chosen = torch.zeros(len(x), dtype=torch.long, device=x.device)
         return self.action.undo(x, chosen, size), chosen
 
     def _sample(self, x: Tensor, scores: Tensor) -> Output:

@@ -110,8 +110,8 @@ def for_inference(model: Symmetrized, method: str) -> Symmetrized:
 def classifiers_channels_last(model: Symmetrized) -> Symmetrized:
     """A model whose backbone, and classifiers that rate views, hold images channels last.
 
-    On a CPU such convolutions take 10 to 60% less time, a MobileNet's most (measured: parts of
-    benchmarks/README.md); on a GPU, in float32, they need not. Scorers stay: theirs gain nothing.
+    On a CPU networks take 6 to 40% less time so, a MobileNet least (benchmarks/README.md); on a
+    GPU, in float32, they may take more. Equivariant scorers stay as they are.
 
     Args:
         model: Changed in place.

@@ -95,15 +95,17 @@ def _compared(
     import pandas as pd
 
     from eqadapt import product_comparison as products
+    from eqadapt.groups import CyclicGroup, RotationAction
     from eqadapt.tasks.classification import ImagePipeline
 
+    mask = RotationAction(CyclicGroup(1), mask=recipe["image"]["mask"]).masked
     pipeline, test = ImagePipeline.from_recipe(recipe), runner.data(found.dataset).test
     settings, parts = comparison.settings, []
 
     def batches() -> Iterator[Any]:
         for start in range(0, len(test.images), settings["batch_size"]):
             images = test.images[start : start + settings["batch_size"]]
-            yield pipeline.to_act_size(images.to(runner.device))
+            yield mask(pipeline.to_act_size(images.to(runner.device)))
 
     few = next(batches())[:4]
     for name, group in comparison.groups.items():

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from eqadapt.parts import SequentialInParts
-from eqadapt.scorers.base import PoseScorer, no_classes
+from eqadapt.scorers.base import PoseScorer, check_images, no_classes
 from eqadapt.scorers.layers import OverClasses
 
 
@@ -45,7 +46,7 @@ class ClasswiseScorer(PoseScorer):
     def export(self) -> nn.Sequential:
         """Plain layers with the same outputs as this network in evaluation mode."""
         last = [OverClasses()] if self.classwise else []
-        return _for_inference(*self.in_plain_layers(), *last)
+        return _for_inference(self.in_channels, *self.in_plain_layers(), *last)
 
     def export_pairs(self) -> nn.Sequential:
         """Plain layers with the outputs of ``pairs`` in evaluation mode.
@@ -54,13 +55,38 @@ class ClasswiseScorer(PoseScorer):
             UserError: It scores poses alone.
         """
         self._check_classwise()
-        return _for_inference(*self.in_plain_layers())
+        return _for_inference(self.in_channels, *self.in_plain_layers())
 
     def _check_classwise(self) -> None:
         if not self.classwise:
             raise no_classes()
 
 
-def _for_inference(*layers: nn.Module) -> nn.Sequential:
+class ExportedScorer(SequentialInParts):
+    """Plain layers that compute in float32 whatever the context, as the scorer does: in a lower
+    precision scores of turned copies would differ by more than ``choose`` allows for.
+
+    Args:
+        in_channels: Of the images.
+        layers: From the image to the scores.
+    """
+
+    def __init__(self, in_channels: int, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.in_channels = in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores, float32, of images (B, C, H, H).
+
+        Raises:
+            UserError: The images are not square or have another number of channels.
+        """
+        check_images(x, self.in_channels)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+def _for_inference(in_channels: int, *layers: nn.Module) -> nn.Sequential:
     """A copy of layers in a row."""
-    return copy.deepcopy(SequentialInParts(*layers)).eval().requires_grad_(False)
+    exported = ExportedScorer(in_channels, *copy.deepcopy(layers))
+    return exported.eval().requires_grad_(False)
