@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from project_fixtures import run_study
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_distributed import prepare_digits
 from test_training import make_trainer
 
 from eqadapt.cli import main
@@ -40,11 +40,9 @@ STUDY = {
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
-    prepare_digits(folder)
-    (folder / "study.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
+    run_study(folder, STUDY, "train")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert main(["train", "--study", "study.yaml"]) == 0
         yield folder
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from test_distributed import prepare_digits
+from project_fixtures import prepare_digits
 from test_gpu import METHODS_OF_STUDY, STUDY
 from test_relatives import CLASSES, SIZE, adapted, images, recipe
 

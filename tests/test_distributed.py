@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from project_fixtures import prepare_digits
 from torch import nn
 
 from eqadapt import checkpoint, distributed
@@ -172,16 +173,6 @@ def test_torchrun_trains_a_study_and_a_fault_is_told(tmp_path):
     assert wrong.returncode != 0
     assert "a batch of 15 images cannot be shared equally by 2 processes" in wrong.stderr
     assert "eqadapt/cli.py" not in wrong.stderr  # told, not thrown
-
-
-def prepare_digits(folder):
-    from eqadapt.cli import main
-
-    raw = folder / "data" / "raw" / "digits"
-    assert main(["download", "--dataset", "digits", "--out", str(raw)]) == 0
-    assert main(["verify", "--dataset", "digits", "--raw", str(raw)]) == 0
-    prepared = str(folder / "data" / "prepared" / "digits")
-    assert main(["prepare", "--dataset", "digits", "--raw", str(raw), "--out", prepared]) == 0
 
 
 def test_in_one_process_nothing_is_shared_or_wrapped():

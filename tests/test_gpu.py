@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from pretend_gpu import GPU, MixedDevicesError, on_cpu, on_gpu, pretended_gpu
-from test_distributed import prepare_digits
+from project_fixtures import prepare_digits
 from test_relatives import CLASSES, SIZE, adapted, images, recipe
 
 from eqadapt import checkpoint

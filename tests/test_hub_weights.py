@@ -12,9 +12,9 @@ import pytest
 import timm
 import torch
 import yaml
+from project_fixtures import prepare_digits
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_distributed import prepare_digits
 
 from eqadapt.backbones import build_network, hub_file
 from eqadapt.cli import main

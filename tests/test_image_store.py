@@ -3,7 +3,7 @@
 import pytest
 import torch
 import yaml
-from test_distributed import prepare_digits
+from project_fixtures import prepare_digits
 
 from eqadapt import image_store
 from eqadapt.cli import main

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from test_distributed import prepare_digits
+from project_fixtures import prepare_digits
 
 from eqadapt import checkpoint, kept_runs
 from eqadapt.runs import StudyFiles, StudyRunner

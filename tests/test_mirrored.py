@@ -3,8 +3,8 @@
 import pytest
 import torch
 import yaml
+from project_fixtures import prepare_digits
 from test_adaptation import SIZE, Network, adapted
-from test_distributed import prepare_digits
 
 from eqadapt.analysis.labels import method_styles
 from eqadapt.analysis.predictions import load_predictions

@@ -5,12 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from test_distributed import prepare_digits
+from project_fixtures import run_study
 from torch import nn
 
 from eqadapt.analysis.predictions import load_predictions
-from eqadapt.cli import main
 from eqadapt.errors import UserError
 from eqadapt.own_model import against, describe, evaluate
 from eqadapt.trained import load_trained
@@ -34,12 +32,7 @@ RUN = "digits-resnet_small-joint-{}-seed0"
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
-    prepare_digits(folder)
-    (folder / "study.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(["train", "--study", "study.yaml"]) == 0
-        assert main(["predict", "--study", "study.yaml"]) == 0
+    run_study(folder, STUDY, "train", "predict")
     return folder
 
 

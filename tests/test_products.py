@@ -10,7 +10,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_distributed import prepare_digits
+from project_fixtures import prepare_digits
 from torch import nn
 
 from eqadapt import cli, product_comparison

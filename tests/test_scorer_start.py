@@ -35,7 +35,7 @@ SECOND = merge(
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    from test_distributed import prepare_digits
+    from project_fixtures import prepare_digits
 
     folder = tmp_path_factory.mktemp("start")
     prepare_digits(folder)

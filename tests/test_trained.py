@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import yaml
-from test_distributed import prepare_digits
+from project_fixtures import prepare_digits
 
 from eqadapt import checkpoint
 from eqadapt.cli import main

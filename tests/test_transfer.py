@@ -72,7 +72,7 @@ def test_a_table_of_another_form_is_not_overwritten_by_a_part(tmp_path, text):
 
 @pytest.mark.slow
 def test_transfer_measures_what_predictions_say(tmp_path, monkeypatch, capsys):
-    from test_distributed import prepare_digits
+    from project_fixtures import prepare_digits
 
     prepare_digits(tmp_path)
     monkeypatch.chdir(tmp_path)

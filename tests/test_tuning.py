@@ -191,7 +191,7 @@ def test_trials_survive_their_file(tmp_path):
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """Prepared digits without a test split, and a study of two methods."""
-    from test_distributed import prepare_digits
+    from project_fixtures import prepare_digits
 
     folder = tmp_path_factory.mktemp("tuning")
     prepare_digits(folder)

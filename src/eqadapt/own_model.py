@@ -117,10 +117,19 @@ def evaluate(
         for module, mode in modes:
             module.training = mode
     meta = {
-        **{"task": "classification", "dataset": run.dataset, "backbone": NAME, "method": NAME},
-        **{"regime": NAME, "group": "C1", "seed": 0, "poses": poses},
-        **{"classes": list(test.classes), "backbone_passes": found.passes, "params_added": 0},
+        "task": "classification",
+        "dataset": run.dataset,
+        "backbone": NAME,
+        "regime": NAME,
+        "method": NAME,
+        "group": "C1",
+        "seed": 0,
+        "poses": poses,
+        "classes": list(test.classes),
+        "backbone_passes": found.passes,
+        "params_added": 0,
     }
+    # By way of a file, as a study's predictions, so that all that reads those reads these.
     with tempfile.TemporaryDirectory() as folder_for_now:
         path = Path(save) if save is not None else Path(folder_for_now) / "own.parquet"
         write_predictions(path, found, meta)

@@ -110,8 +110,8 @@ def for_inference(model: Symmetrized, method: str) -> Symmetrized:
 def classifiers_channels_last(model: Symmetrized) -> Symmetrized:
     """A model whose backbone, and classifiers that rate views, hold images channels last.
 
-    On a CPU networks take 6 to 40% less time so, a MobileNet least (benchmarks/README.md); on a
-    GPU, in float32, they may take more. Equivariant scorers stay as they are.
+    On a CPU networks took 6 to 40% less time so, a MobileNet least (trials: benchmarks/README.md);
+    on a GPU it was not measured. Equivariant scorers stay as they are.
 
     Args:
         model: Changed in place.

@@ -64,13 +64,13 @@ class Search:
     within: Mapping[str, Any] = field(default_factory=dict)
 
     def space(self, method: str, backbone: str) -> dict[str, Any]:
-        """What is searched for a method around a backbone: dotted key -> values or range."""
-        return _space(self.spaces[method], self._ranges(method, backbone))
+        """What is searched for a method around a backbone: dotted key -> values or range.
 
-    def _ranges(self, method: str, backbone: str) -> dict[str, Any]:
-        """Those that a backbone has of its own; null: the key is not searched around it."""
+        Ranges of the backbone's own go first; null there: the key is not searched around it.
+        """
         own = self.backbones.get(backbone, {})
-        return {key: of for key, of in own.items() if key in self.spaces[method]}
+        found = {key: own.get(key, of) for key, of in self.spaces[method].items()}
+        return {key: of for key, of in found.items() if of is not None}
 
     def points(self, method: str, backbone: str) -> list[Point]:
         """The recipes tried for a method around a backbone; the first changes nothing.
