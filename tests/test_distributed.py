@@ -15,7 +15,9 @@ from torch import nn
 from eqadapt import checkpoint, distributed
 from eqadapt.errors import UserError
 from eqadapt.files import json_dumps
+from eqadapt.image_store import HostImages
 from eqadapt.tasks.classification import ImagePipeline
+from eqadapt.training import LabelledImages
 
 HERE = Path(__file__).parent
 # method, frozen: every way in which a loss reaches backbone and scorer
@@ -65,6 +67,10 @@ def train(method, frozen, out, state=None, dies=False):
     for module in trainer.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    if method == "rotation_augmentation" and distributed.size() > 1:
+        # one case from the host, where each process gathers its own images alone
+        on_host = HostImages(trainer.data.images, trainer.device)
+        trainer.data = LabelledImages(on_host, trainer.data.labels)
     if dies and distributed.rank() == 1:
         steps, step = [], trainer._step
 
@@ -230,6 +236,6 @@ def test_an_image_is_augmented_alike_in_any_part(options):
     after = torch.rand(1)
     for part in (slice(0, 4), slice(4, 8)):
         torch.manual_seed(1)
-        x, turned = pipeline.augmented(images, part)
+        x, turned = pipeline.augmented(images[part], part, len(images))
         assert torch.equal(x, whole[part]) and torch.equal(turned, mirrored[part])
         assert torch.equal(after, torch.rand(1))

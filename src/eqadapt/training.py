@@ -287,7 +287,7 @@ class Trainer:
         batch = min(options["batch_size"], len(self.data))
         order = torch.randperm(len(self.data))
         batches = order[: len(order) // batch * batch].view(-1, batch)
-        self.data.announce(batches)
+        self.data.announce(batches[:, distributed.part(batch, self.section)])
         batches = batches.to(self.device)
         totals = torch.zeros(4, device=self.device)
         for number, rows in enumerate(batches):
@@ -355,7 +355,7 @@ class Trainer:
         method, action = self.method, self.model.action
         part = distributed.part(len(rows), self.section)
         labels = self.data.labels[rows[part]]
-        x, mirrored = self.pipeline.augmented(self.data.batch(rows), part)
+        x, mirrored = self.pipeline.augmented(self.data.batch(rows[part]), part, len(rows))
         x = action.masked(x)
         classes = self._taught(x, labels)
         pose = torch.zeros(len(x), dtype=torch.long, device=x.device)

@@ -63,20 +63,23 @@ class ImagePipeline:
         )
         return x.clamp(0.0, 1.0)
 
-    def augmented(self, images: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    def augmented(
+        self, images: Tensor, part: slice = slice(None), count: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Training images at random, and which of them were mirrored.
 
         Args:
-            images: (A, C, h, h) uint8.
-            part: The B of them that are wanted. Chance is drawn for all, so that what becomes of an
-                image does not depend on the part.
+            images: (B, C, h, h) uint8, those of the part.
+            part: Which of the batch they are. Chance is drawn for all of it, so that what becomes
+                of an image does not depend on the part.
+            count: Images of the batch; None: these are all.
 
         Returns:
             (B, C, size, size) float32, and (B,) bool.
         """
-        count, device = len(images), images.device
-        shifted = random_shift(images, self.crop_padding, part) if self.crop_padding else None
-        images = images[part] if shifted is None else shifted
+        count, device = len(images) if count is None else count, images.device
+        if self.crop_padding:
+            images = random_shift(images, self.crop_padding, part, count)
         mirrored = torch.zeros(len(images), dtype=torch.bool, device=device)
         if self.flip:
             mirrored = (torch.rand(count, device=device) < 0.5)[part]
@@ -88,17 +91,20 @@ class ImagePipeline:
         return x, mirrored
 
 
-def random_shift(images: Tensor, padding: int, part: slice = slice(None)) -> Tensor:
+def random_shift(
+    images: Tensor, padding: int, part: slice = slice(None), count: int | None = None
+) -> Tensor:
     """Each image shifted by its own amount in [-padding, padding] pixels, edges repeated.
 
     Args:
         images: (B, C, H, H), any dtype.
         padding: Largest shift.
-        part: Those of them that are wanted; chance is drawn for all.
+        part: Which of the batch they are; chance is drawn for all of it.
+        count: Images of the batch; None: these are all.
     """
-    offsets = torch.randint(-padding, padding + 1, (2, len(images), 1), device=images.device)
-    images, offsets = images[part], offsets[:, part]
     batch, size = len(images), images.shape[-1]
+    drawn = (2, batch if count is None else count, 1)
+    offsets = torch.randint(-padding, padding + 1, drawn, device=images.device)[:, part]
     places = torch.arange(size, device=images.device) + offsets
     rows, columns = places.clamp(0, size - 1)
     sample = torch.arange(batch, device=images.device).view(-1, 1, 1)
