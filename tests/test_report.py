@@ -20,6 +20,7 @@ from eqadapt.analysis.figures.gallery import load_pictures
 from eqadapt.analysis.figures.poses import offset_shares
 from eqadapt.analysis.figures.style import save, themed
 from eqadapt.analysis.labels import METHODS, method_styles
+from eqadapt.analysis.narrative import training_seconds
 from eqadapt.analysis.results import open_results
 from eqadapt.cli import main
 from eqadapt.errors import UserError
@@ -221,6 +222,19 @@ def test_what_a_study_lacks_is_told_wherever_it_is_written(tmp_path, capsys):
         assert main([verb, "--results", str(folder), *published]) == 0
         assert (said in capsys.readouterr().err) == (verb in ("metrics", "claims"))
     assert said in html.unescape((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_frozen_networks_as_they_are_are_no_trainings(tmp_path, study):
+    import shutil
+
+    other = tmp_path / "digits"
+    shutil.copytree(study, other)
+    trained = training_seconds(open_results(other))
+    for path in (other / "runs").glob("*-vanilla-*/run.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({**record, "epochs": 0, "train_seconds": 0.0}))
+    left = training_seconds(open_results(other))
+    assert {stem for stem in trained if "-vanilla-" not in stem} == set(left) != set(trained)
 
 
 def test_a_study_that_is_not_reduced_is_not_labelled(tmp_path, study):

@@ -115,12 +115,13 @@ def _cost_sentence(results: Results) -> str:
 
 
 def training_seconds(results: Results) -> dict[str, float]:
-    """Seconds of each run that was trained (not of those that reuse a checkpoint)."""
+    """Seconds of each run that was trained: it reuses no checkpoint, and something learns."""
     return {
         stem: float(record["train_seconds"])
         for stem, record in results.records.items()
         if (results.folder / "runs" / stem / "run.json").exists()
         and record.get("train_seconds") is not None
+        and record.get("epochs") != 0  # a frozen network as it is
     }
 
 
@@ -142,7 +143,10 @@ def result_sentences(
     )["mean_percent"]
     found = [_collapse(table, cells, group), _repair(table, cells, group)]
     if len(cells) < len(every) and any(found):
-        found.append(f"These are {len(cells)} of {len(every)} networks; the tables have all.")
+        found.append(
+            f"These are {len(cells)} of {len(every)} pairs of data and network; the tables have "
+            "all."
+        )
     found.append(_verdicts(claims))
     return [sentence for sentence in found if sentence]
 
