@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eqadapt import parts
 from eqadapt.adaptation import ImageScorer
 from eqadapt.errors import UserError
 from eqadapt.groups import CyclicGroup, RotationAction, rotate
@@ -457,6 +458,22 @@ def test_a_scorer_that_does_not_learn_serves_training_in_lower_precision() -> No
     assert not network.training and 0 < (lower - exact).abs().max() < 0.05 * exact.abs().max()
     assert all(torch.equal(state[key], value) for key, value in network.state_dict().items())
     assert torch.equal(scorer.eval()(x), exact)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_only_what_learns_passes_whole_batches_in_training(learns, monkeypatch) -> None:
+    monkeypatch.setattr(parts, "images_at_once", lambda image_bytes, threads: 16)
+    x = smooth_images(16, 32).sigmoid()
+    network = settled(build_scorer("classifier", C4, 3, **SMALL["classifier"]), x)
+    sizes: list[int] = []
+    network.network.register_forward_hook(lambda module, args, out: sizes.append(len(args[0])))
+    half = torch.full((1, 3, 1, 1), 0.5)
+    scorer = ImageScorer(network, half, half, learns=learns).train()
+    assert scorer(x).requires_grad == learns
+    assert sizes == ([64] if learns else [16] * 4)
+    # who asks for the gradient of the images gets it
+    asked = x.clone().requires_grad_()
+    assert torch.autograd.grad(scorer(asked).sum(), asked)[0].abs().max() > 0
 
 
 def test_paired_copies_of_a_staged_network() -> None:

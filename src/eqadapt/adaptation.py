@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,25 +77,28 @@ class ImageScorer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pose logits (B, K)."""
-        return self.network(self._normalised(x))
+        return self._of(self.network, x)
 
-    def _normalised(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
+    def _of(self, outputs: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """``outputs`` of the normalised images.
+
+        One that stays as it is keeps nothing for a backward pass, so that it may pass parts.
+        """
+        needless = not self.learns and not x.requires_grad
+        with torch.no_grad() if needless else contextlib.nullcontext():
+            return outputs((x - self.mean) / self.std)
 
     def pairs(self, x: Tensor) -> Tensor:
         """Logits (B, K, classes) of the pairs of pose and class, of a class-wise network."""
-        pairs: Tensor = self.network.pairs(self._normalised(x))  # type: ignore[operator]
-        return pairs
+        return self._of(self.network.pairs, x)  # type: ignore[arg-type]
 
     def embed(self, x: Tensor) -> Tensor:
         """Vectors (B, K, dim) of the views, of a network that scores by them (OptC)."""
-        vectors: Tensor = self.network.embed(self._normalised(x))  # type: ignore[operator]
-        return vectors
+        return self._of(self.network.embed, x)  # type: ignore[arg-type]
 
     def embed_returned(self, x: Tensor) -> Tensor:
         """The same of the views turned by random elements and back."""
-        vectors: Tensor = self.network.embed_returned(self._normalised(x))  # type: ignore[operator]
-        return vectors
+        return self._of(self.network.embed_returned, x)  # type: ignore[arg-type]
 
     def logits(self, vectors: Tensor) -> Tensor:
         """Pose logits (B, K) of what ``embed`` returns."""
