@@ -72,6 +72,28 @@ def test_torchvision_agrees_on_the_direction_and_the_centre():
         assert (ours - theirs).abs().max() < 1e-5
 
 
+def test_other_libraries_turn_the_same_way_save_one():
+    """docs/your_own_study.md tells users which; if a library changes its mind, this does too."""
+    import numpy as np
+    from PIL import Image
+    from scipy import ndimage
+    from torchvision.transforms.functional import affine
+    from torchvision.transforms.functional import rotate as reference
+
+    x = torch.randint(0, 256, (1, 1, 9, 9)).float()
+    ours = RotationAction(CyclicGroup(4)).turn(x, 1)
+    array = x[0, 0].numpy()
+    quarters = {
+        "numpy.rot90": np.rot90(array),
+        "PIL.Image.rotate": np.array(Image.fromarray(array.astype(np.uint8)).rotate(90)),
+        "scipy.ndimage.rotate": ndimage.rotate(array, 90, reshape=False, order=0),
+        "torchvision rotate": reference(x, 90.0)[0, 0].numpy(),
+        "torchvision affine, the other way": affine(x, -90.0, [0, 0], 1.0, [0.0])[0, 0].numpy(),
+    }
+    for name, quarter in quarters.items():
+        assert np.array_equal(quarter, ours[0, 0].numpy()), name
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_act_turn_and_orbit_are_one_action(interpolation):
     action = RotationAction(CyclicGroup(8), interpolation)
