@@ -86,7 +86,8 @@ def _measure(args: argparse.Namespace, names: list[str]) -> int:
 
     threads = args.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    torch.backends.cudnn.allow_tf32 = False  # float32 on both sides, as the proofs of equality ask
+    # float32 on both sides, as the proofs of equality ask
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     context = Context(choose_device(args.device), threads, args.quick, args.minutes)
     table = args.out / "speed.csv"
     done = [row for row in rows.read(table) if row.device == context.device_label]

@@ -36,19 +36,24 @@ def throughput(context: Context) -> Measured:
     labels = torch.arange(batch, device=device) % 10
     setting = f"{name}, C8, {side} px, batch {batch}"
 
-    precisions: dict[str, torch.dtype | None] = {"": None}
+    # of the backbone and of the canonicalizer: as config/cifar10_gpu.yaml and config/cifar10.yaml
+    half = torch.bfloat16
+    precisions: dict[str, tuple[torch.dtype | None, torch.dtype | None]] = {"": (None, None)}
     if device.type == "cuda":
-        precisions[", bfloat16"] = torch.bfloat16  # as the studies for a GPU train
+        precisions[", bfloat16"] = (half, None)
+        precisions[", bfloat16, the canonicalizer too"] = (half, half)
 
-    for words, lower in precisions.items():
+    for words, (lower, of_scorer) in precisions.items():
+        if of_scorer is not None:
+            continue  # it has no canonicalizer
         backbone = _in_layout(timm_backbone(name, 32, device, classes=10), lower)
         found = context.compare({"ours": plain_step(backbone, x, labels, lower)})["ours"]
         yield _rate(context, f"training step, vanilla, {setting}{words}", found, batch)
     for label, options in (QUICK if context.quick else CANONICALIZERS).items():
-        for words, lower in precisions.items():
+        for words, (lower, of_scorer) in precisions.items():
             torch.manual_seed(0)
             scorer = settled(build_scorer(group=group, in_channels=3, **options), x)
-            scorer.training_dtype = lower
+            scorer.training_dtype = of_scorer
             backbone = timm_backbone(name, 32, device, classes=10)
             model = _in_layout(adapted(scorer, backbone, exported=False), lower)
             found = context.compare({"ours": joint_step(model, x, labels, lower)})["ours"]
@@ -65,7 +70,7 @@ def throughput(context: Context) -> Measured:
 
 
 def _in_layout(model: Any, lower: torch.dtype | None) -> Any:
-    """Channels last where it computes in lower precision: only tensor cores gain by it."""
+    """Channels last where it computes in lower precision, as the studies for a GPU train."""
     return model if lower is None else model.to(memory_format=torch.channels_last)
 
 

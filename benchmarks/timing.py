@@ -112,7 +112,8 @@ def compare(sides: Mapping[str, Side], device: torch.device, effort: Effort) -> 
         start = time.perf_counter()
         peaks[name] = peak_memory(side, device)
         estimate = time.perf_counter() - start
-        if estimate < SLOW:  # the first call may allocate what stays, or compile
+        # the first call may allocate what stays, or compile; on a GPU, load the libraries
+        if estimate < SLOW or device.type == "cuda":
             peaks[name] = peak_memory(side, device)
             estimate = _sample(side, 1, device) if effort.seconds else estimate
         calls[name] = max(1, math.ceil(effort.sample_seconds / estimate))

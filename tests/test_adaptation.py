@@ -234,12 +234,15 @@ def test_asking_for_a_gpu_that_is_not_there_is_a_clear_error():
     assert choose_device("auto").type == "cpu"
 
 
-def test_a_gpu_computes_no_convolution_in_tf32(monkeypatch):
+def test_a_gpu_computes_nothing_in_tf32(monkeypatch):
     """Its ten bits of mantissa are too few for scores that are the same for an image's turns."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.backends.cuda.matmul.allow_tf32 = True  # no attribute that monkeypatch can put back
     assert choose_device("cpu").type == "cpu" and torch.backends.cudnn.allow_tf32
+    assert torch.backends.cuda.matmul.allow_tf32
     assert choose_device("auto").type == "cuda" and not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_two_methods_cannot_share_a_name():

@@ -31,6 +31,7 @@ CASES = (
     ("equitune", False),
     ("prlc_rotated", True),
     ("lc", True),
+    ("self_canonicalizer", False),
 )
 
 PROGRAM = textwrap.dedent(
@@ -62,7 +63,14 @@ def train(method, frozen, out, state=None, dies=False):
 
     # Not Adam, which blows rounding up to steps where a gradient is zero but for rounding.
     trainer = test_training.make_trainer(
-        method, frozen=frozen, state=state, epochs=3, optimizer="sgd", lr=0.1, scorer_lr=0.1
+        method,
+        frozen=frozen,
+        state=state,
+        epochs=3,
+        optimizer="sgd",
+        lr=0.1,
+        scorer_lr=0.1,
+        views_a_step=2,  # of a network that canonicalizes itself
     )
     for module in trainer.model.modules():
         if isinstance(module, nn.Dropout):

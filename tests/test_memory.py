@@ -30,9 +30,17 @@ def test_the_memory_of_a_cpu_is_told_too():
         torch.empty(2**55, dtype=torch.uint8)
 
 
-def test_the_memory_that_a_library_of_a_gpu_asks_for_is_told_too():
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory",
+    ],
+)
+def test_the_memory_that_a_library_of_a_gpu_asks_for_is_told_too(said):
     with pytest.raises(UserError, match="a batch of 8"), room_for(8, "train.batch_size"):
-        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+        raise RuntimeError(said)
 
 
 def test_other_faults_stay_what_they_are():

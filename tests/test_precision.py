@@ -28,9 +28,21 @@ def test_a_processor_computes_in_bfloat16_where_that_is_vectorised(processor, ve
     assert lower_precision("bf16", device) == (torch.bfloat16 if fast else None)
 
 
-def test_a_gpu_computes_in_bfloat16_whatever_the_processor_beside_it(processor):
+def test_a_gpu_computes_in_bfloat16_whatever_the_processor_beside_it(
+    processor, monkeypatch, capsys
+):
     processor("AVX2")
+    asked = []
+
+    def supported(including_emulation=True):
+        asked.append(including_emulation)
+        return len(asked) == 1
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     assert lower_precision("bf16", torch.device("cuda")) is torch.bfloat16
+    assert capsys.readouterr().err == ""
+    assert lower_precision("bf16", torch.device("cuda")) is None  # one that would emulate it
+    assert asked == [False, False] and "this GPU" in capsys.readouterr().err
 
 
 def test_float32_stays_float32(processor):

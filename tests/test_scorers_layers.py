@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from eqadapt.backbones import build_network
 from eqadapt.distributed import synchronise_norms
 from eqadapt.groups import CyclicGroup, disk_mask
 from eqadapt.scorers import bases, build_scorer
@@ -272,6 +273,18 @@ def test_norms_over_processes_are_the_same_layers(name: str) -> None:
     torch.testing.assert_close(found.train()(x), plain.train()(x))
     assert all(torch.equal(found.state_dict()[k], v) for k, v in plain.state_dict().items())
     torch.testing.assert_close(found.eval().export()(x), plain.eval().export()(x))
+
+
+@torch.no_grad()
+def test_norms_over_processes_keep_the_activations_that_timm_has_in_them() -> None:
+    torch.manual_seed(0)
+    plain = build_network("mobilenetv2_100", 10, 3).eval()
+    found = copy.deepcopy(plain)
+    synchronise_norms(found)
+    norms = [m for m in found.modules() if isinstance(m, _BatchNorm)]
+    assert norms and all(isinstance(m, torch.nn.SyncBatchNorm) for m in norms)
+    x = torch.rand(2, 3, 64, 64)
+    assert torch.equal(found(x), plain(x))
 
 
 @torch.no_grad()

@@ -251,8 +251,10 @@ def test_a_backbone_learns_to_be_its_own_canonicalizer():
 def test_drawn_views_teach_the_same_at_a_lower_cost():
     few = make_trainer("self_canonicalizer", epochs=30, lr=2e-2, views_a_step=2)
     x = few.data.images[:6] / 255
+    labels, pose = few.data.labels[:6], torch.tensor([0, 1, 2, 3, 0, 1])
+    others = few._other_views(6, slice(None))
     with PassCounter(few.model.backbone) as counter:
-        few._loss_of(x, few.data.labels[:6], torch.tensor([0, 1, 2, 3, 0, 1]), few.data.labels[:6])
+        few._loss_of(x, labels, pose, labels, others)
     assert counter.images == 2 * 6
     assert few.run().history[-1]["val_identity_rate"] > 0.9
     whole, all_drawn = (

@@ -18,6 +18,7 @@ from benchmarks.peers import (
 from benchmarks.registry import Context, Measured, largest_difference, measure
 from benchmarks.timing import Effort
 from eqadapt.groups import CyclicGroup, RotationAction
+from eqadapt.parts import SequentialInParts
 from eqadapt.precision import is_fast_in_bfloat16
 
 SAME, DEFAULT = "canonicalize_same_weights", "canonicalize_default"
@@ -52,7 +53,9 @@ def _side(context: Context, order: int, side: int) -> Measured:
             "default": partial(model.canonicalize, x),
         }
         if order == 8 and side == 32 and batch == 16 and is_fast_in_bfloat16(context.device):
-            sides["bf16"] = partial(_in_bf16, same, x)
+            # an exported scorer computes in float32 whatever the context; its layers follow it
+            layers = SequentialInParts(*exported)
+            sides["bf16"] = partial(_in_bf16, canonicalizer(layers, action), x)
         found = context.compare(sides, None if batch < 128 else _effort(context))
         setting = f"C{order}, {side} px, batch {batch}"
         common = {"peer": peer_label("equiadapt"), "theirs": found["peer"], "packages": EQUIADAPT}
@@ -68,7 +71,7 @@ def _side(context: Context, order: int, side: int) -> Measured:
             **costs,
         )
         if "bf16" in found:
-            changed = (exported(x).argmax(1) != _poses_in_bf16(exported, x)).float().mean()
+            changed = (exported(x).argmax(1) != _in_bf16(layers, x).argmax(1)).float().mean()
             yield context.pair(
                 SAME,
                 f"{setting}, bfloat16",
@@ -109,11 +112,6 @@ def _proof(reference, exported, same, x) -> tuple[float, str]:
     )
 
 
-def _in_bf16(same, x):
+def _in_bf16(function, x):
     with torch.autocast(x.device.type, torch.bfloat16):
-        return same(x)
-
-
-def _poses_in_bf16(exported, x):
-    with torch.autocast(x.device.type, torch.bfloat16):
-        return exported(x).argmax(dim=1)
+        return function(x)

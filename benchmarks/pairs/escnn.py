@@ -96,13 +96,15 @@ class EscnnScorer(nn.Module):
         self.network = modules.SequentialModule(*layers)
         self.prepare, self.order = scorer.prepare, scorer.group.order
         self.logit_scale = nn.Parameter(scorer.logit_scale.detach().clone())
+        self.pool: Tensor | None = None  # on its device once it was called
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, H) to pose logits (B, n)."""
         maps = self.network(self.network.in_type(self.prepare(x))).tensor
         maps = maps.unflatten(1, (-1, self.order)).mean(1)
-        pool = pool_weights(maps.shape[-1], "disk").to(maps.device)
-        scores = (maps * pool).sum((-2, -1))
+        if self.pool is None:
+            self.pool = pool_weights(maps.shape[-1], "disk").to(maps.device)
+        scores = (maps * self.pool).sum((-2, -1))
         return (scores - scores.mean(1, keepdim=True)) * self.logit_scale
 
 

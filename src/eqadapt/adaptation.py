@@ -304,4 +304,5 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if there else "cpu"
     if name == "cuda":
         torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False  # on by a variable of some containers
     return torch.device(name)

@@ -2,9 +2,9 @@
 
 Every process goes through the same permutation of the training set and draws the same chance for a
 whole batch, but works on its own share of the rows; gradients are averaged. So N processes and one
-agree up to the order of floating-point sums, except for what a network draws itself (dropout: each
-process its own masks) and for batch normalization, whose statistics are each process's own unless
-``train.sync_batch_norm``. The first process alone writes files.
+agree up to the order of floating-point sums, except for what a model draws itself (dropout, sampled
+poses, OptC's turns to and fro: each process its own) and for batch normalization, whose statistics
+are each process's own unless ``train.sync_batch_norm``. The first process alone writes files.
 
 Without torchrun every function here does nothing, and costs nothing.
 """
@@ -156,13 +156,16 @@ def synchronised(model: nn.Module, section: str = "train") -> None:
 
 def synchronise_norms(model: nn.Module) -> None:
     """Put layers with statistics over all processes in place of a model's batch norms."""
+    # torch's own would drop the activations that timm has in some of its norms
+    from timm.layers import convert_sync_batchnorm
+
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             own = getattr(child, "synchronised", None)  # of those that are not torch's
             if callable(own):
                 setattr(parent, name, own())
             elif isinstance(child, nn.modules.batchnorm._BatchNorm):
-                setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+                setattr(parent, name, convert_sync_batchnorm(child))
 
 
 @contextlib.contextmanager

@@ -21,6 +21,8 @@ def fits(images: Tensor, device: torch.device) -> bool:
     if device.type != "cuda":
         return True
     free, _total = torch.cuda.mem_get_info(device)
+    # what torch keeps of earlier runs is free for this one
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return images.nbytes <= SHARE * free
 
 

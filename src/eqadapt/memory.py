@@ -13,7 +13,12 @@ import torch
 from eqadapt.errors import UserError
 
 # RuntimeErrors like any other, but for this: of a CPU, and of a GPU that others fill, too.
-SAID = ("can't allocate memory", "STATUS_ALLOC_FAILED")
+SAID = (
+    "can't allocate memory",
+    "STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDA error: out of memory",
+)
 
 
 def available_bytes() -> int:

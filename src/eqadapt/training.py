@@ -365,8 +365,9 @@ class Trainer:
         target = pose
         if self.targets is not None:
             target = moved_targets(self.targets[rows[part]], mirrored, pose, action.group)
+        others = self._other_views(len(rows), part)
         with distributed.own_chance(self.number):
-            return self._loss_of(x, labels, target, classes)
+            return self._loss_of(x, labels, target, classes, others)
 
     @torch.no_grad()
     def _taught(self, upright: Tensor, labels: Tensor) -> Tensor:
@@ -382,7 +383,12 @@ class Trainer:
         return torch.lerp(F.one_hot(labels, softened.shape[1]).float(), softened, weight)
 
     def _loss_of(
-        self, x: Tensor, labels: Tensor, target: Tensor, classes: Tensor
+        self,
+        x: Tensor,
+        labels: Tensor,
+        target: Tensor,
+        classes: Tensor,
+        others: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """The same of images in their poses.
 
@@ -391,6 +397,7 @@ class Trainer:
             labels: (B,) int64 classes.
             target: (B,) int64 elements or (B, K) probabilities: what the prior is taught.
             classes: ``labels``, or (B, classes) probabilities: what teaches the classes.
+            others: (B, P - 1) int64, of ``_other_views``.
         """
         options, zero = self.train_options, x.new_zeros(())
         scored = self._scored(x)
@@ -399,7 +406,7 @@ class Trainer:
             loss = self._prior_weight() * prior + self._of_vectors(scored)
             return loss, [zero, prior.detach(), zero]
         with self._autocast():
-            output, target = self._passed(x, scored, target)
+            output, target = self._passed(x, scored, target, others)
         task = task_loss(output.logits, classes, options["label_smoothing"])
         loss = options["task_weight"] * task
         prior = zero
@@ -411,16 +418,31 @@ class Trainer:
         correct = (output.logits.argmax(dim=1) == labels).sum()
         return loss + self._of_vectors(scored), [task.detach(), prior.detach(), correct]
 
-    def _passed(self, x: Tensor, scored: Scored, target: Tensor) -> tuple[Output, Tensor]:
-        """The model's output, and the place of the target among the poses that it passed."""
+    def _other_views(self, batch: int, part: slice) -> Tensor | None:
+        """Which views are passed beside the one in the input's own pose; None: all there are.
+
+        Args:
+            batch: Images of the whole batch; chance is drawn for all of it.
+            part: Those of this process.
+
+        Returns:
+            (B, P - 1) int64 steps of the group from that pose, without repeats.
+        """
         count, order = self.train_options.get("views_a_step"), self.model.action.group.order
         unmixed = not self.model.selection.mixes
         if count is None or count >= order or unmixed or self.model.view_scorer is None:
+            return None
+        drawn = torch.rand(batch, order - 1, device=self.device)[part]
+        return drawn.argsort(dim=1)[:, : count - 1] + 1
+
+    def _passed(
+        self, x: Tensor, scored: Scored, target: Tensor, others: Tensor | None
+    ) -> tuple[Output, Tensor]:
+        """The model's output, and the place of the target among the poses that it passed."""
+        if others is None:
             return self.network(x, scored.poses), target
-        # the input's own pose, then others in a random order
-        others = torch.rand(len(x), order - 1, device=x.device).argsort(dim=1)[:, : count - 1] + 1
         steps = torch.cat([torch.zeros_like(others[:, :1]), others], dim=1)
-        drawn = (target[:, None] + steps) % order
+        drawn = (target[:, None] + steps) % self.model.action.group.order
         return self.network(x, drawn=drawn), torch.zeros_like(target)
 
     def _scored(self, x: Tensor) -> Scored:
