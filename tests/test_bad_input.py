@@ -268,6 +268,18 @@ def test_a_key_that_stands_twice_is_refused_and_merges_may_be_given_again(tmp_pa
     assert read_yaml(path)["b"] == {"x": 3, "y": 2}
 
 
+def test_texts_of_prompts_stay_what_they_are():
+    names = ["no", "yes", "null", "on", "1e3", "007", "1_0", "12:30", "x", "y"]
+    clip = {
+        "model": "open_clip:ViT-B-32",
+        "weights": "pretrained",
+        "options": {"class_names": {"digits": names}, "templates": "1", "scale": "1e2"},
+    }
+    study = load_study({**STUDY, "backbones": {"clip": clip}, "regimes": ["frozen"]})
+    options = study.config["backbones"]["clip"]["options"]
+    assert options == {"class_names": {"digits": names}, "templates": "1", "scale": 100.0}
+
+
 def test_a_change_to_one_of_a_list_of_names_keeps_the_others(tmp_path):
     path = tmp_path / "study.yaml"
     methods = {**STUDY, "methods": ["vanilla", "prlc", "oracle"]}
@@ -290,6 +302,16 @@ def test_a_file_in_a_folders_place_is_told_before_training(project, capsys, flag
     assert main(["train", "--study", "study.yaml", flag, "taken/here"]) == 2
     err = capsys.readouterr().err
     assert "no folder can be made here" in err and "epoch" not in err
+
+
+def test_a_study_that_pretrains_nothing_says_so(project, capsys):
+    assert main(["pretrain", "--study", "study.yaml"]) == 2
+    assert "no backbone of these is pretrained" in capsys.readouterr().err
+
+
+def test_files_can_be_read_by_whoever_may_read_the_folder(project):
+    path = next((project / "results" / "tiny" / "runs").glob("*-seed0/checkpoint.safetensors"))
+    assert path.stat().st_mode == path.with_name("run.json").stat().st_mode
 
 
 def test_a_folder_is_probed_without_a_trace(tmp_path):

@@ -83,6 +83,25 @@ def test_the_state_of_a_folder_tells_of_every_change(tmp_path):
     assert tree_state(folder, most=2) != few
 
 
+def test_the_state_of_a_folder_tells_of_what_its_links_lead_to(tmp_path):
+    elsewhere = lay_out(tmp_path / "elsewhere", tree())
+    folder = tmp_path / "mine"
+    (folder / "test").mkdir(parents=True)
+    (folder / "train").symlink_to(elsewhere / "train")
+    for image in (elsewhere / "test").rglob("*.png"):
+        here = folder / "test" / image.parent.name
+        here.mkdir(exist_ok=True)
+        (here / image.name).symlink_to(image)
+    (folder / "test" / "up").symlink_to(folder)  # what has no end is not gone through
+    (folder / "nowhere").symlink_to(tmp_path / "nothing")
+    states = [tree_state(folder)]
+    for split in ("train", "test"):  # a linked folder, linked files
+        image = next((elsewhere / split).rglob("*.png"))
+        image.write_bytes(image.read_bytes()[:-1])
+        states.append(tree_state(folder))
+    assert len(set(states)) == 3 and states[-1] == tree_state(folder)
+
+
 def test_a_folder_whose_bad_image_was_replaced_is_taken_anew(tmp_path):
     files = tree()
     name = next(name for name in files if name.startswith("train/cat"))

@@ -116,6 +116,27 @@ def test_posed_inputs_are_turned_inputs_and_exact_copies_of_each_other(order):
             assert torch.equal(action.posed(x, (k + order // 4) % order), quarter)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [96, 200])
+def test_half_precision_loses_no_more_than_rounding_does(dtype, size):
+    action, x = RotationAction(CyclicGroup(8)), torch.rand(2, 3, size, size).to(dtype)
+    degrees = torch.full((2,), 45.0)
+    for found, exact in (
+        (action.turn(x, 1), action.turn(x.float(), 1)),
+        (action.orbit(x), action.orbit(x.float())),
+        (rotate(x, degrees), rotate(x.float(), degrees)),
+    ):
+        assert found.dtype == dtype and torch.equal(found, exact.to(dtype))
+
+
+def test_each_image_needs_an_element_of_its_own():
+    action, x = RotationAction(CyclicGroup(8)), torch.rand(4, 1, 16, 16)
+    for g in ([2], [1, 2], [0, 1, 2, 3, 4], [[0, 1, 2, 3]]):
+        for act in (action.act, action.undo):
+            with pytest.raises(UserError, match="for 4 images"):
+                act(x, torch.tensor(g))
+
+
 def test_each_image_turns_by_its_own_element():
     action = RotationAction(CyclicGroup(8))
     x, g = torch.rand(8, 1, 16, 16), torch.randperm(8)

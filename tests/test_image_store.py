@@ -104,8 +104,7 @@ def test_a_study_leaves_the_same_bytes_wherever_its_images_are(tmp_path, monkeyp
     def run(name):
         where = ["--study", "study.yaml", "--results", f"{name}/results", "--scratch", name]
         for verb in ("pretrain", "train", "predict"):
-            of = ["--dataset", "digits", "--backbone", "resnet_small"] if verb == "pretrain" else []
-            assert main([verb, *where, *of]) == 0
+            assert main([verb, *where]) == 0
         results = tmp_path / name / "results"
         kinds = ("runs/*/*.safetensors", "predictions/*", "galleries/*")
         files = [path for kind in kinds for path in results.glob(kind)]

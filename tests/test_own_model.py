@@ -117,12 +117,21 @@ def test_a_module_is_evaluated_in_evaluation_mode_and_left_as_it_was(project):
     [
         (lambda x: torch.zeros(len(x), 5), r"gives \(7, 5\) for 7 images of 10 classes"),
         (lambda x: [1], "gives list for 7 images"),
-        (lambda x: torch.full((len(x), 10), torch.nan), "not finite"),
+        (lambda x: torch.full((len(x), 10), torch.nan), "not all finite"),
     ],
 )
 def test_outputs_that_are_no_logits_are_told(project, model, said):
     with pytest.raises(UserError, match=said):
         measured(project, model)
+
+
+def test_outputs_that_are_no_numbers_and_batches_of_none_are_told(project):
+    with pytest.raises(UserError, match="not all finite") as told:
+        measured(project, lambda x: torch.full((len(x), 10), torch.inf))
+    assert "train" not in told.value.fix
+    for size in (0, -3):
+        with pytest.raises(UserError, match=f"a batch of {size} images"):
+            measured(project, lambda x: torch.zeros(len(x), 10), batch_size=size)
 
 
 def test_what_the_study_does_not_have_is_told(project):

@@ -243,6 +243,22 @@ def test_multi_group_is_invariant_to_the_whole_product(name):
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
+def test_images_of_few_grey_levels_are_no_exception(name):
+    """Two poses of such an image often have one energy."""
+    action = ExactAction(parse_finite_group(name))
+    x = (images(64, dtype=torch.float64) > 0.5).double()
+    energy = FixedEnergy(action, x.shape[1:])
+    energies = torch.stack([energy(view) for view in action.orbit(x).unbind(1)], dim=1)
+    ties = (energies == energies.max(dim=1, keepdim=True).values).sum(dim=1) > 1
+    assert 5 < ties.sum() < 64
+    for model in (FixedCanonical, MultiGroup):
+        built = model(network(), action, x.shape[1:])
+        for element in range(action.group.order):
+            moved = built(action.turn(x, element))
+            torch.testing.assert_close(moved, built(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
 def test_multi_group_takes_the_sum_of_the_factors(name):
     action, x = ExactAction(parse_finite_group(name)), images(3, dtype=torch.float64)
     backbone = network()
@@ -392,9 +408,11 @@ def backbone(channels=3):
     return Backbone(built, 8, [0.5] * channels, [0.25] * channels).eval()
 
 
+@pytest.mark.parametrize("levels", [None, 2])
 @pytest.mark.parametrize("name", ["D4", "C4xA3"])
-def test_the_table_of_an_orbit_says_what_running_methods_say(name):
+def test_the_table_of_an_orbit_says_what_running_methods_say(name, levels):
     group, model, x = parse_finite_group(name), backbone(), images(5, 8)
+    x = x if levels is None else (x > 0.5).float()  # with ties of the energies
     label = torch.arange(5)
     table = orbit_table(model, group, iter([x[:3], x[3:]]), label, label, [0, 1])
     action = ExactAction(group)

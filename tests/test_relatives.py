@@ -456,3 +456,25 @@ def test_the_worked_example_is_what_its_document_says(tmp_path):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "digits-resnet_small-joint-corner-C4-seed0 (4, 10)" in found.stdout, found.stderr
+    built_in = """
+from eqadapt.groups import CyclicGroup
+from eqadapt.scorers import build_scorer
+from eqadapt.study import load_study
+
+if first == "study":
+    load_study({
+        "study": "mine", "datasets": ["digits"], "groups": ["C4"], "backbones": ["resnet_small"],
+        "methods": ["prlc"], "scorer": {"name": "corner", "size": 6},
+    })
+print(build_scorer("corner", CyclicGroup(4), 1, size=6).size)
+"""
+    for first in ("study", "scorer"):  # a method of the project's own, with the module's scorer
+        found = subprocess.run(
+            [sys.executable, "-c", f"first = {first!r}\n{built_in}"],
+            env={
+                "PYTHONPATH": str(tmp_path), "EQADAPT_PLUGINS": "corner_methods",
+                "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1",
+            },
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert found.stdout == "6\n", found.stderr

@@ -1,5 +1,7 @@
 """Convolutions through Fourier space: the same numbers as direct ones, whatever the batch."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -60,6 +62,10 @@ def test_new_weights_are_seen_after_the_first_call():
     first = spectral(x)
     spectral.load_state_dict({name: 2 * value for name, value in conv.state_dict().items()})
     assert torch.allclose(spectral(x), 2 * first, atol=1e-6)
+    # a copy that counts the changes of its filters anew does not take the old ones' for its own
+    again = pickle.loads(pickle.dumps(spectral))
+    assert spectral._spectra and not again._spectra
+    assert torch.equal(again(x), spectral(x))
 
 
 def test_small_maps_gradients_and_lower_precision_are_computed_directly():

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from eqadapt import checkpoint
 from eqadapt.adaptation import ImageScorer, build_action
 from eqadapt.backbones import Backbone
+from eqadapt.distillation import pose_targets
 from eqadapt.errors import UserError
-from eqadapt.evaluation import PassCounter
+from eqadapt.evaluation import PassCounter, orbit_accuracy
 from eqadapt.losses import classwise_prior_loss, prior_loss
 from eqadapt.methods import get_method
 from eqadapt.scorers import build_scorer
@@ -246,6 +247,24 @@ def test_a_backbone_learns_to_be_its_own_canonicalizer():
     assert last["val_identity_rate"] > 0.9
     assert last["val_acc"] == last["val_cn_avg"] > 0.6  # C4 only moves pixels
     assert last["train_loss"] == pytest.approx(last["task_loss"] + last["prior_loss"], rel=1e-5)
+
+
+def test_frozen_parts_are_left_in_evaluation_mode():
+    """Else the running statistics of a frozen network drift in a training loop of one's own."""
+    trainer = make_trainer("prlc")
+    model = trainer.model.train()
+    model.backbone.eval()
+    images, labels = trainer.data.images[:8], trainer.data.labels[:8]
+    modes = [part.training for part in model.modules()]
+    assert len(set(modes)) == 2
+    orbit_accuracy(model, images, labels, trainer.pipeline, 4)
+    assert modes == [part.training for part in model.modules()]
+    model.backbone.train()
+    inner = next(part for part in model.backbone.modules() if not list(part.children()))
+    inner.eval()
+    modes = [part.training for part in model.backbone.modules()]
+    pose_targets(model.backbone, model.action, images, labels, trainer.pipeline.to_act_size, 1.0, 8)
+    assert modes == [part.training for part in model.backbone.modules()]
 
 
 def test_drawn_views_teach_the_same_at_a_lower_cost():

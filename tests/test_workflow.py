@@ -241,6 +241,15 @@ def test_a_study_that_lacks_its_name_is_not_taken_for_the_default_one(project):
         assert "study: missing" in call.said and "Traceback" not in call.said
 
 
+def test_a_key_that_stands_twice_is_refused_here_too(project):
+    """Snakemake's own reader takes the last of them without a word."""
+    content = (REPOSITORY / "config" / "smoke.yaml").read_text(encoding="utf-8")
+    (project / "config" / "twice.yml").write_text(content + "seeds: [7]\n", encoding="utf-8")
+    (call,) = snakemake(project, ["-n", "--configfile", "config/twice.yml"])
+    assert call.status != 0 and not call.jobs
+    assert "the key 'seeds' stands twice" in call.said and "Traceback" not in call.said
+
+
 def test_folders_with_spaces_and_quotes_reach_the_commands_whole(project):
     content = read_yaml(REPOSITORY / "config" / "smoke.yaml")
     content["datasets"] = {"mine": {"folder": "it's my $(folder)"}}

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from eqadapt.groups import CyclicGroup, RotationAction
 from eqadapt.image_store import HostImages
+from eqadapt.modes import evaluating
 from eqadapt.symmetrize import read_side
 
 
@@ -46,15 +47,15 @@ def pose_targets(
     Returns:
         (N, K) float32, rows summing to 1, on the device of ``images``.
     """
-    was_training, order = backbone.training, action.group.order
-    backbone.eval()
-    targets = []
-    for rows in torch.arange(len(images), device=images.device).split(max(1, batch_size // order)):
-        views = action.orbit(action.masked(to_act_size(images[rows])), read_side(backbone))
-        logits = backbone(views.flatten(0, 1)).float()
-        losses = F.cross_entropy(logits, labels[rows].repeat_interleave(order), reduction="none")
-        targets.append((-losses.view(-1, order) / temperature).softmax(dim=1))
-    backbone.train(was_training)
+    order, targets = action.group.order, []
+    parts = torch.arange(len(images), device=images.device).split(max(1, batch_size // order))
+    with evaluating(backbone):
+        for rows in parts:
+            views = action.orbit(action.masked(to_act_size(images[rows])), read_side(backbone))
+            logits = backbone(views.flatten(0, 1)).float()
+            classes = labels[rows].repeat_interleave(order)
+            losses = F.cross_entropy(logits, classes, reduction="none")
+            targets.append((-losses.view(-1, order) / temperature).softmax(dim=1))
     return torch.cat(targets)
 
 

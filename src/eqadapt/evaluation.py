@@ -14,6 +14,7 @@ from eqadapt.errors import UserError
 from eqadapt.groups import RotationAction
 from eqadapt.image_store import HostImages
 from eqadapt.methods import Method
+from eqadapt.modes import evaluating
 from eqadapt.pass_once import Memories, passing_once
 from eqadapt.symmetrize import Output, Symmetrized
 from eqadapt.tasks.classification import ImagePipeline
@@ -61,7 +62,7 @@ def orbit_accuracy(
     """Accuracy upright and over the orbit of the model's own group, and the identity rate.
 
     Args:
-        model: The model; left in training mode or not as it was.
+        model: The model; every part is left in training mode or not as it was.
         images: (N, C, h, h) uint8.
         labels: (N,) int64.
         pipeline: Bytes to images.
@@ -72,13 +73,11 @@ def orbit_accuracy(
     """
     if not len(images):
         return {}
-    was_training = model.training
-    model.eval()
     order = model.action.group.order
     correct = torch.zeros(order, device=images.device)
     identities = torch.zeros((), device=images.device)
     finite = torch.ones((), dtype=torch.bool, device=images.device)
-    with _sharing(model, turns=False) as memories:
+    with evaluating(model), _sharing(model, turns=False) as memories:
         for rows, x in batches(images, pipeline, model.action, batch_size):
             memories.forget()
             for pose in range(order):
@@ -87,7 +86,6 @@ def orbit_accuracy(
                 finite &= output.logits.isfinite().all()
                 if pose == 0 and output.chosen is not None:
                     identities += (output.chosen == 0).sum()
-    model.train(was_training)
     if not finite:
         raise _not_finite()
     accuracy = (correct / len(images)).tolist()

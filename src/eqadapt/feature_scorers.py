@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eqadapt.backbones import Backbone
+from eqadapt.modes import evaluating
 
 
 class RotationHead(nn.Module):
@@ -56,11 +57,8 @@ class RotationHead(nn.Module):
     @torch.no_grad()
     def _stages(self, x: Tensor) -> list[Tensor]:
         backbone = self._backbone[0]
-        was_training = backbone.training
-        backbone.eval()
-        maps = backbone.stage_maps(x, self.side)
-        backbone.train(was_training)
-        return maps
+        with evaluating(backbone):
+            return backbone.stage_maps(x, self.side)
 
     def forward(self, x: Tensor) -> Tensor:
         """Pose logits (B, K) of images (B, C, H, H) in [0, 1]."""

@@ -13,6 +13,9 @@ from typing import Any
 
 from eqadapt.errors import UserError
 
+_UMASK = os.umask(0)  # it can only be read by setting it
+os.umask(_UMASK)
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -28,6 +31,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part{path.suffix}")
     try:
         yield temporary
+        if temporary.is_file():
+            temporary.chmod(0o666 & ~_UMASK)  # some writers allow the owner alone to read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -87,19 +92,37 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def tree_state(folder: str | os.PathLike[str], most: int = 20_000) -> str:
     """Sixteen hex digits that differ once files below a folder come, go or change.
 
-    Of names, sizes and times, nothing is read. Beyond the first ``most`` files only the times of
-    folders count, which tell of files that come, go or are replaced, not of those written over.
+    Of names, sizes and times, nothing is read; of links, what they lead to. Beyond the first
+    ``most`` files only the times of folders count, which tell of files that come, go or are
+    replaced, not of those written over.
     """
-    digest, files = hashlib.sha256(), 0
-    for where, folders, names in os.walk(folder):
-        folders.sort()
+    top, digest, files = Path(folder), hashlib.sha256(), 0
+    for where, folders, names in os.walk(top, followlinks=True):
         place = Path(where)
+        folders[:] = sorted(name for name in folders if not leads_up(place / name, top))
         digest.update(f"{place.relative_to(folder)} {place.stat().st_mtime_ns}\n".encode())
         for name in sorted(names)[: most - files]:
-            found = (place / name).lstat()
+            found = _state_of(place / name)
             digest.update(f"{name} {found.st_size} {found.st_mtime_ns}\n".encode())
             files += 1
     return digest.hexdigest()[:16]
+
+
+def _state_of(path: Path) -> os.stat_result:
+    """Of what a link leads to; of the link itself where that is nothing."""
+    try:
+        return path.stat()
+    except OSError:
+        return path.lstat()
+
+
+def leads_up(path: Path, folder: Path) -> bool:
+    """Whether a link leads to a folder that holds it: by its path below ``folder``, or really."""
+    if not path.is_symlink():
+        return False
+    target = Path(os.path.realpath(path))
+    above = path.parents[: len(path.relative_to(folder).parts)]
+    return any(Path(os.path.realpath(one)).is_relative_to(target) for one in above)
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

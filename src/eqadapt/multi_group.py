@@ -128,12 +128,46 @@ class FixedEnergy(nn.Module):
 
 
 def fixed_pose(
-    energy: FixedEnergy, action: ExactAction, x: Tensor, elements: Sequence[int]
+    energy: FixedEnergy,
+    action: ExactAction,
+    x: Tensor,
+    elements: Sequence[int],
+    averaged: Sequence[int] = (0,),
 ) -> Tensor:
-    """The element b of a subgroup with the largest energy of ``b^-1 . x``; (B,) int64."""
+    """The element b of a subgroup with the largest energy of ``b^-1 . x``; (B,) int64.
+
+    Images of few grey levels often have several: the one whose view comes first in the order of
+    bytes is taken, so that the choice moves with the input.
+
+    Args:
+        energy: Of the images, invariant to ``averaged``.
+        action: The group's action on them.
+        x: (B, C, H, W).
+        elements: Of the subgroup.
+        averaged: Elements over which the view is averaged afterwards: what comes first is then
+            the first of its copies under these.
+    """
     backs = [action.group.inverse(b) for b in elements]
     energies = torch.stack([energy(action.turn(x, back)) for back in backs], dim=1)
-    return torch.tensor(list(elements), device=x.device)[energies.argmax(dim=1)]
+    best = energies.argmax(dim=1)
+    tied = energies == energies.max(dim=1, keepdim=True).values
+    for row in (tied.sum(dim=1) > 1).nonzero().flatten().tolist():
+        copies = {
+            place: [action.group.compose(a, backs[place]) for a in averaged]
+            for place in tied[row].nonzero().flatten().tolist()
+        }
+        best[row] = min(copies, key=lambda place: _first_copy(action, x[row], copies[place]))
+    return torch.tensor(list(elements), device=x.device)[best]
+
+
+def _first_copy(action: ExactAction, image: Tensor, elements: Sequence[int]) -> bytes:
+    """Of an image (C, H, W) moved by each element, the bytes that come first."""
+    return min(view_bytes(action.turn(image[None], g)[0]) for g in elements)
+
+
+def view_bytes(view: Tensor) -> bytes:
+    """What orders views: their bytes."""
+    return view.double().cpu().numpy().tobytes()
 
 
 class FixedCanonical(nn.Module):
@@ -205,7 +239,7 @@ class MultiGroup(nn.Module):
         """The pose (B,) of images in the factors other than this one."""
         energy = self.energies[factor]
         assert isinstance(energy, FixedEnergy)
-        return fixed_pose(energy, self.action, x, self.others[factor])
+        return fixed_pose(energy, self.action, x, self.others[factor], self.factors[factor])
 
     def forward(self, x: Tensor) -> Tensor:
         """Equivariant outputs of inputs (B, C, H, W)."""

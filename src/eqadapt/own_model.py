@@ -51,6 +51,11 @@ class _Logits(nn.Module):
                 f"the model gives {given} for {len(x)} images of {self.classes} classes",
                 fix=f"a tensor {wanted} of logits, or something with such a `logits`",
             )
+        if not logits.isfinite().all():
+            raise UserError(
+                f"the model's outputs of {len(x)} images are not all finite",
+                fix="look at what it gives for these images, turned",
+            )
         return logits
 
 
@@ -88,9 +93,11 @@ def evaluate(
         360 k / n degrees counter-clockwise. ``describe`` puts it into words.
 
     Raises:
-        UserError: The study has no such entry or unprepared data, or the outputs are no logits of
-            its classes, or not finite.
+        UserError: The study has no such entry or unprepared data, no batch has that size, or the
+            outputs are no logits of its classes, or not finite.
     """
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"a batch of {batch_size} images", fix="a batch_size of 1 or more")
     loaded = load_study(study)
     run = select_runs(loaded.runs(), dataset=dataset, backbone=backbone)[0]
     recipe, limit = loaded.recipe(run), loaded.config["datasets"][run.dataset]["limit_test"]

@@ -19,7 +19,7 @@ from eqadapt.evaluation import PassCounter
 from eqadapt.evidence import build_evidence, log_softmax
 from eqadapt.groups.exact_images import ExactAction
 from eqadapt.groups.finite import FactoredGroup
-from eqadapt.multi_group import FixedCanonical, FixedEnergy, MultiGroup
+from eqadapt.multi_group import FixedCanonical, FixedEnergy, MultiGroup, view_bytes
 from eqadapt.test_time import METHODS, Views, decide
 from eqadapt.test_time.live import LiveViews, Outputs
 from eqadapt.test_time.rules import sum_over_views
@@ -55,6 +55,8 @@ class OrbitTable:
         logits: (N, K, C); ``[:, g]`` of the view ``g . x``.
         energies: By the factor whose orbit is averaged, and ``None`` for no factor, and seed:
             (N, K) energies of the views.
+        order: (N, K) int64 places of an image's views in the order of their bytes, alike for views
+            that are.
         label: (N,) int64.
         index: (N,) int64 row in the source split.
     """
@@ -62,6 +64,7 @@ class OrbitTable:
     group: FactoredGroup
     logits: NDArray[np.float32]
     energies: dict[tuple[int | None, int], Floats]
+    order: NDArray[np.int64]
     label: NDArray[np.int64]
     index: NDArray[np.int64]
 
@@ -96,6 +99,7 @@ def orbit_table(
     energy: dict[tuple[int | None, int], FixedEnergy] = {}
     logits: list[NDArray[np.float32]] = []
     energies: dict[tuple[int | None, int], list[Floats]] = {}
+    orders: list[NDArray[np.int64]] = []
     for x in batches:
         if not energy:
             energy = {
@@ -109,10 +113,23 @@ def orbit_table(
         logits.append(backbone(flat).float().unflatten(0, shape).cpu().numpy())
         for key, of in energy.items():
             energies.setdefault(key, []).append(of(flat).unflatten(0, shape).cpu().numpy())
+        orders += [_order(image) for image in views]
     joined = {key: np.concatenate(parts) for key, parts in energies.items()}
     return OrbitTable(
-        group, np.concatenate(logits), joined, label.cpu().numpy(), index.cpu().numpy()
+        group,
+        np.concatenate(logits),
+        joined,
+        np.stack(orders),
+        label.cpu().numpy(),
+        index.cpu().numpy(),
     )
+
+
+def _order(views: Tensor) -> NDArray[np.int64]:
+    """Places (K,) of views (K, C, H, W) in the order of their bytes."""
+    keys = [view_bytes(view) for view in views]
+    places = {key: place for place, key in enumerate(sorted(set(keys)))}
+    return np.array([places[key] for key in keys])
 
 
 def of_views(table: OrbitTable, method: str, pose: int) -> Floats:
@@ -127,7 +144,7 @@ def of_views(table: OrbitTable, method: str, pose: int) -> Floats:
 def fixed_energy(table: OrbitTable, seed: int, pose: int) -> Floats:
     """Log-probabilities (N, C) of ``FixedCanonical`` on the images in a pose."""
     group = table.group
-    best = _canonical(table, (None, seed), range(group.order), pose)
+    best = _canonical(table, (None, seed), range(group.order), pose, table.order)
     return log_softmax(table.logits[np.arange(len(best)), best])
 
 
@@ -136,20 +153,30 @@ def multi_group(table: OrbitTable, seed: int, pose: int) -> Floats:
     group, rows = table.group, np.arange(len(table.label))
     means = []
     for factor, elements in enumerate(group.factors):
-        best = _canonical(table, (factor, seed), group.complement(factor), pose)
         orbit = np.array([[group.compose(a, g) for a in elements] for g in range(group.order)])
+        first = table.order[:, orbit].min(axis=2)  # of the copies that are averaged
+        best = _canonical(table, (factor, seed), group.complement(factor), pose, first)
         logits = table.logits[rows[:, None], orbit[best]].astype(np.float64)
         means.append(sum_over_views(logits) / len(elements))
     return log_softmax(np.mean(means, axis=0))
 
 
 def _canonical(
-    table: OrbitTable, energy: tuple[int | None, int], elements: Sequence[int], pose: int
+    table: OrbitTable,
+    energy: tuple[int | None, int],
+    elements: Sequence[int],
+    pose: int,
+    order: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """The element (N,) whose view is the canonical form under a subgroup of images in a pose."""
+    """The element (N,) whose view is the canonical form under a subgroup of images in a pose.
+
+    Of views with the same energy, the first of an order (N, K) of all views: ``fixed_pose``.
+    """
     group = table.group
     seen = np.array([group.compose(group.inverse(b), pose) for b in elements])
-    return seen[table.energies[energy][:, seen].argmax(axis=1)]
+    energies = table.energies[energy][:, seen]
+    best = energies == energies.max(axis=1, keepdims=True)
+    return seen[np.where(best, order[:, seen], group.order).argmin(axis=1)]
 
 
 def outputs(table: OrbitTable, method: str, seed: int | None) -> Floats:

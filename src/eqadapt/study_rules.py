@@ -40,6 +40,7 @@ _ZERO_SHOT_OPTIONS: dict[str, tuple[type, ...]] = {
     "class_names": (dict,),
     "pretrained": (str,),
 }
+_TEXTS = ("templates", "class_names", "pretrained")  # a class may be called "no", or "007"
 _LISTS = ("datasets", "backbones", "groups", "methods")
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
@@ -129,7 +130,10 @@ def _with_read_options(config: dict[str, Any]) -> dict[str, Any]:
             section["scorer"] = _scalar(section["scorer"])
     for backbone in config["backbones"].values():
         if "options" in backbone:
-            backbone["options"] = _scalar(backbone["options"])
+            backbone["options"] = {
+                key: value if key in _TEXTS else _scalar(value)
+                for key, value in backbone["options"].items()
+            }
     return config
 
 
@@ -582,9 +586,12 @@ def _scorers(config: Mapping[str, Any]) -> Iterator[Fault]:
             renamed = over["scorer"].get("name", base["name"]) != base["name"]
             section = over["scorer"] if renamed else {**base, **over["scorer"]}
             sections.append((f"{path}.scorer", section))
+    if any(section["name"] not in SCORERS for _, section in sections):
+        load_plugins()
+    allowed = ", ".join(SCORERS) + "; and those of modules named in EQADAPT_PLUGINS"
     for path, section in sections:
         if section["name"] not in SCORERS:
-            yield f"{path}.name", f"unknown scorer {section['name']!r}", ", ".join(SCORERS)
+            yield f"{path}.name", f"unknown scorer {section['name']!r}", allowed
             continue
         options = SCORERS[section["name"]].options
         if "classes" not in options and _asks_for_classes(config, path):

@@ -20,7 +20,7 @@ from eqadapt.digest import code_id, data_id
 from eqadapt.errors import UserError
 from eqadapt.files import tree_state, write_text
 from eqadapt.methods import get_method
-from eqadapt.study import digest_of, expanded, load_study
+from eqadapt.study import digest_of, expanded, load_study, read_yaml
 from eqadapt.study_rules import schema
 from eqadapt.test_time.plan import load_plan
 
@@ -32,6 +32,9 @@ if not workflow.config_settings.configfiles and not set(schema()["required"]) <=
 
 
 try:
+    # Snakemake's own reader takes the last of two keys that are the same.
+    for file in workflow.config_settings.configfiles or ["config/digits.yaml"]:
+        read_yaml(Path(file))
     STUDY = load_study(config)
     # Studies of test-time methods predict by those, and train canonicalizers for them.
     PLAN = load_plan(STUDY) if STUDY.config["test_time"] else None

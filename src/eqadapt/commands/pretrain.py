@@ -16,13 +16,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Pretrain the one backbone on the one data set that the flags name."""
-    if not (args.dataset and args.backbone):
-        raise UserError("pretrain needs --dataset and --backbone")
+    """Pretrain each backbone that is to be, on each data set; flags say which."""
     from eqadapt import distributed
+    from eqadapt.runs import select_runs
     from eqadapt.study import load_study
 
-    device = load_study(args.study, args.set).config["device"]
+    study = load_study(args.study, args.set)
+    device, backbones = study.config["device"], study.config["backbones"]
+    runs = select_runs(study.runs(), dataset=args.dataset, backbone=args.backbone)
+    pairs = dict.fromkeys(
+        (run.dataset, run.backbone)
+        for run in runs
+        if backbones[run.backbone]["weights"] == "pretrain"
+    )
+    if not pairs:
+        raise UserError(
+            "no backbone of these is pretrained by the study", fix="weights: pretrain, for one"
+        )
     with distributed.session(device):
         keep_memory_on_cpus(device)
-        make_runner(args).pretrain(args.dataset, args.backbone)
+        runner = make_runner(args)
+        for dataset, backbone in pairs:
+            runner.pretrain(dataset, backbone)

@@ -24,6 +24,7 @@ from eqadapt.datasets.decode import SUFFIXES, decode, image_size
 from eqadapt.datasets.progress import bar
 from eqadapt.datasets.source import Batch, Contents, Source
 from eqadapt.errors import UserError
+from eqadapt.files import leads_up
 
 _SPLITS = {
     "train": "train",
@@ -181,7 +182,7 @@ def folder_files(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     for base, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
         here = Path(base)
         folders[:] = sorted(
-            name for name in folders if not _hidden([name]) and not _leads_up(here / name, folder)
+            name for name in folders if not _hidden([name]) and not leads_up(here / name, folder)
         )
         lost = [name for name in names if not is_image(name) and not _is_there(here / name)]
         for name in (*folders, *lost):
@@ -201,15 +202,6 @@ def folder_files(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
 
 def _is_there(path: Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110 - Path.exists raises where it may not look
-
-
-def _leads_up(path: Path, folder: Path) -> bool:
-    """Whether a link leads to a folder that holds it: by its path below ``folder``, or really."""
-    if not path.is_symlink():
-        return False
-    target = Path(os.path.realpath(path))
-    above = path.parents[: len(path.relative_to(folder).parts)]
-    return any(Path(os.path.realpath(one)).is_relative_to(target) for one in above)
 
 
 def _unreadable(error: OSError) -> None:

@@ -99,9 +99,17 @@ def rotate(
     quarters = torch.div(degrees, 90.0, rounding_mode="floor")
     rest = degrees - 90.0 * quarters
     turned = quarter_turns(x, quarters.long() % 4)
-    grid = rotation_grid(rest, x.shape[-1]).to(x.dtype)
-    warped = F.grid_sample(turned, grid, interpolation, padding, align_corners=False)
+    warped = _sampled(turned, rotation_grid(rest, x.shape[-1]), interpolation, padding)
     return torch.where((rest == 0).view(-1, 1, 1, 1), turned, warped)
+
+
+def _sampled(x: Tensor, grid: Tensor, interpolation: str, padding: str) -> Tensor:
+    """Images at the places of a grid: in float32 where they have half of that precision, which
+    cannot tell the pixels of a large image apart."""
+    precise = torch.promote_types(x.dtype, torch.float32)
+    places = grid.to(precise)
+    found = F.grid_sample(x.to(precise), places, interpolation, padding, align_corners=False)
+    return found.to(x.dtype)
 
 
 def _bands(x: Tensor, grid: Tensor) -> int:
@@ -190,7 +198,6 @@ class RotationAction:
         return x * disk[at, at].to(x.dtype)
 
     def _warp(self, x: Tensor, grid: Tensor) -> Tensor:
-        grid = grid.to(x.dtype)
         bands = _bands(x, grid)
         if bands == 1:
             return self._sampled(x, grid.expand(len(x), -1, -1, -1))
@@ -198,7 +205,7 @@ class RotationAction:
         return parts.transpose(0, 1).flatten(1, 2)[None]
 
     def _sampled(self, x: Tensor, grid: Tensor) -> Tensor:
-        return F.grid_sample(x, grid, self.interpolation, self.padding, align_corners=False)
+        return _sampled(x, grid, self.interpolation, self.padding)
 
     def _warp_rest(self, x: Tensor, rest: float, at: slice) -> Tensor:
         """Pixels ``at`` of all images turned by ``rest``, a group's angle below 90 degrees."""
@@ -218,8 +225,16 @@ class RotationAction:
 
         Returns:
             (B, C, H, H), or (B, C, size, size).
+
+        Raises:
+            UserError: The images are not square, or there is not one element for each.
         """
         self._check(x)
+        if g.shape != (len(x),):
+            raise UserError(
+                f"elements of shape {tuple(g.shape)} for {len(x)} images",
+                fix="one element an image, (B,); `turn` takes one for all",
+            )
         g, side = g.to(x.device), x.shape[-1]
         at = _read(side, size)
         if x.device.type == "cpu":

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eqadapt.errors import UserError
+from eqadapt.methods import load_plugins
 
 if TYPE_CHECKING:
     from eqadapt.groups import CyclicGroup
@@ -153,7 +154,12 @@ def build_scorer(name: str, group: CyclicGroup, in_channels: int, **options: Any
         UserError: Unknown name or option, or sizes that cannot work; the message lists what can.
     """
     if name not in SCORERS:
-        raise UserError(f"unknown scorer {name!r}", fix=f"one of: {', '.join(sorted(SCORERS))}")
+        load_plugins()
+    if name not in SCORERS:
+        raise UserError(
+            f"unknown scorer {name!r}",
+            fix=f"one of: {', '.join(sorted(SCORERS))}, or of a module named in EQADAPT_PLUGINS",
+        )
     spec = SCORERS[name]
     unknown = sorted(set(options) - spec.options)
     if unknown:

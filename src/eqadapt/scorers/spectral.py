@@ -24,7 +24,8 @@ class SpectralConv2d(nn.Conv2d):
 
     That is in float32, on a processor, for maps that are large enough; else it is ``nn.Conv2d``.
     Images are treated one by one, so that no result depends on the batch it is in. The spectra of
-    the filters are computed at the first call.
+    the filters are computed at the first call, and again where the filters changed (by way of
+    ``weight.data`` it is not noticed).
     """
 
     _spectra: dict[int, tuple[int, Tensor]]
@@ -44,6 +45,10 @@ class SpectralConv2d(nn.Conv2d):
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self._spectra = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the spectra: a copy counts the changes of its filters anew."""
+        return {**self.__dict__, "_spectra": {}}
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, H) to (B, O, H - k + 1, H - k + 1)."""

@@ -145,8 +145,9 @@ class TestTimeMethod:
 
     @property
     def invariant(self) -> bool:
-        """Whether its outputs are the same, to the last bit, for every permutation of views.
+        """Whether its outputs are the same for every permutation of views.
 
+        To the last bit, or up to rounding of float64 where a trained network weighs the views.
         Provided that a canonicalizer's best poses have scores of their own: between equal ones the
         first is taken, for nothing has been read yet that could tell them apart.
         """
