@@ -75,7 +75,38 @@ def test_the_default_study_explains_every_key():
     for section in ("image", "evaluate", "jobs"):
         keys = known[section].get("properties") or schema()["$defs"][section]["properties"]
         assert set(keys) == set(given[section])
-    assert set(schema()["$defs"]["train"]["properties"]) == set(given["train"])
+    definitions = schema()["$defs"]
+    assert set(definitions["train"]["properties"]) == set(given["train"])
+    entries = {*definitions["dataset"]["properties"], *definitions["backbone"]["properties"]}
+    for key in entries | set(known["test_time"]["properties"]):
+        assert re.search(rf"\b{key}\b", text), key
+
+
+def test_the_default_study_names_the_defaults_that_it_does_not_have():
+    lines = (REPOSITORY / "config" / "digits.yaml").read_text(encoding="utf-8").splitlines()
+    given = yaml.safe_load("\n".join(lines))
+    places = {
+        "image": schema()["$defs"]["image"],
+        "train": schema()["$defs"]["train"],
+        "evaluate": schema()["properties"]["evaluate"],
+        "jobs": schema()["properties"]["jobs"],
+    }
+    wanted = {
+        (section, key): options["default"]
+        for section, place in places.items()
+        for key, options in place["properties"].items()
+        if key != "augment" and options["default"] != given[section][key]
+    }
+    wanted["backbones", "weights"] = schema()["$defs"]["backbone"]["properties"]["weights"][
+        "default"
+    ]
+    said, section = {}, ""
+    for line in lines:
+        if top := re.match(r"(\w+):", line):
+            section = top[1]
+        if found := re.match(r" +(\w+): .*# default: (\S+)$", line):
+            said[section, found[1]] = yaml.safe_load(found[2])
+    assert said == wanted
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="DIR",
-        help="[data/prepared/NAME, with -v and -s where they are not the data set's own]",
+        help="[data/prepared/NAME, NAME-v2000, NAME-s224, ... by --validation and --size]",
     )
     parser.add_argument(
         "--validation",
