@@ -43,7 +43,10 @@ def results(tmp_path_factory):
         if claim["id"] == "K3":
             claim.update(verdict="reproduced", cells_reproduced=1, cells_counted=1)
             claim["cells"][0].update(verdict="reproduced", counted=True)
-            claim["cells"][0]["checks"][1].update(passed=True, clear=False)
+            first, second = claim["cells"][0]["checks"]
+            first.update(passed=True, clear=True)
+            second.update(passed=True, clear=False)  # as files of before that name no cause
+            second.pop("unclear", None)
     (two / "claims.json").write_text(json.dumps(claims))
     shutil.copytree(one, folder / "unfinished")
     (folder / "unfinished" / "claims.json").unlink()
@@ -82,6 +85,18 @@ def test_each_verdict_stands_in_its_column_with_the_study_that_gave_it(results, 
 def test_a_verdict_that_other_seeds_could_change_says_so(page):
     assert "[two](two/claims.json) 1/1 (within noise)" in rows(page)["K3"][1]
     assert "[one](one/claims.json)\\* 1/1 (" not in page
+
+
+def test_a_verdict_from_one_training_is_not_called_noise(results, tmp_path):
+    folder = shutil.copytree(results, tmp_path / "results")
+    path = folder / "two" / "claims.json"
+    claims = json.loads(path.read_text(encoding="utf-8"))
+    (k3,) = (claim for claim in claims["claims"] if claim["id"] == "K3")
+    k3["cells"][0]["checks"][1]["unclear"] = "one training"
+    path.write_text(json.dumps(claims), encoding="utf-8")
+    assert main(["overview", "--results", str(folder)]) == 0
+    changed = (folder / "README.md").read_text(encoding="utf-8")
+    assert "[two](two/claims.json) 1/1 (one training)" in rows(changed)["K3"][1]
 
 
 def test_the_parts_of_one_experiment_are_not_counted_as_several(results, page, tmp_path):

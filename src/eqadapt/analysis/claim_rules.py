@@ -14,6 +14,9 @@ from eqadapt.analysis.statistics import Estimate, holm
 
 Verdict = Literal["reproduced", "not reproduced", "not run"]
 SIGNIFICANCE = 0.05
+# Why other seeds could turn a check; a third cause is that nothing differs between seeds or images.
+WITHIN_NOISE = "within noise"
+ONE_TRAINING = "one training"
 
 
 class Term(NamedTuple):
@@ -192,7 +195,8 @@ def judge_cell(claim: Claim, group: str, methods: Mapping[str, Seeds]) -> dict[s
     Returns:
         ``verdict``, ``reason`` (when not run) and ``checks``. A check ``agrees`` when its mean
         difference is as claimed, and ``passed`` when that is also significant where it must be;
-        it is ``clear`` when its whole interval lies on one side of the bound.
+        it is ``clear`` when its whole interval lies on one side of the bound and can tell what
+        another training would do; why it is not, other than by its interval, is ``unclear``.
     """
     missing = [name for name in claim.methods if name not in methods]
     if missing:
@@ -256,24 +260,44 @@ def judge_check(
         passed = agrees = passed and judged["orbit_agreement"] == 1.0
     judged["agrees"] = bool(agrees)
     judged["passed"] = bool(passed)
-    judged["clear"] = _clear(check, points, found.trained_once)
-    return judged
+    return judged | clearness(check, points, found.trained_once)
 
 
-def _clear(check: Check, found: Estimate, trained_once: bool) -> bool:
-    """Whether the whole interval is on one side of the bound, and knows what could move it.
+def clearness(check: Check, found: Estimate, trained_once: bool) -> dict[str, Any]:
+    """``clear``, and with it ``unclear`` where something else than the interval is the cause.
+
+    Args:
+        check: The check.
+        found: The difference it is about, in points.
+        trained_once: Whether it is of one training.
+    """
+    doubt = _doubt(check, found, trained_once)
+    cause = {"unclear": doubt} if doubt not in ("", WITHIN_NOISE) else {}
+    return {"clear": not doubt} | cause
+
+
+def _doubt(check: Check, found: Estimate, trained_once: bool) -> str:
+    """Why other seeds could turn the check; empty where its interval is clear of the bound.
 
     An interval over images does not know what another seed would have learnt. Images that all
-    differ alike leave a bootstrap no spread, two seeds that differ alike leave Student's t none,
-    which is no certainty (no difference at all, image by image, is).
+    differ alike leave a bootstrap no spread, two seeds that differ alike leave Student's t none;
+    neither is a certainty, save for two seeds without any difference, as invariance leaves them.
     """
     if check.rule == "invariant":
-        return True
+        return ""
+    if trained_once:
+        return ONE_TRAINING
     bound = 0.0 if check.rule == "ahead" else check.points
-    by_chance = found.kind == "images" or (found.n == 2 and found.mean != 0)
-    if trained_once or (by_chance and found.low == found.high):
-        return False
-    return bool(found.low > bound or found.high < bound)
+    low, high = round(found.low, 9), round(found.high, 9)  # equal differences may differ by less
+    no_spread = f"no spread between {found.kind}" if low == high else ""
+    if no_spread and (found.kind == "images" or (found.n == 2 and low != 0)):
+        return no_spread
+    return "" if low > bound or high < bound else no_spread or WITHIN_NOISE
+
+
+def doubt_words(check: Mapping[str, Any]) -> str:
+    """Why a judged check that is not ``clear`` is not."""
+    return str(check.get("unclear", WITHIN_NOISE))
 
 
 def holds_words(check: Mapping[str, Any]) -> str:
@@ -282,7 +306,7 @@ def holds_words(check: Mapping[str, Any]) -> str:
         ahead = check["p_holm"] is not None and check["p_holm"] < SIGNIFICANCE
         return "not in every seed" if ahead else "not significant"
     words = "yes" if check["passed"] else "no"
-    return words if check["clear"] else f"{words} (within noise)"
+    return words if check["clear"] else f"{words} ({doubt_words(check)})"
 
 
 def _orbit_agreement(runs: Seeds) -> float:

@@ -7,13 +7,17 @@ is taken to mean at least 20. For poor transfer, of which 12 to 18 points are re
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eqadapt.analysis.claim_rules import (
+    ONE_TRAINING,
+    WITHIN_NOISE,
     Check,
     Claim,
     Term,
+    doubt_words,
     holds_words,
     judge_cell,
     published_checks,
@@ -31,6 +35,10 @@ CLOSED = 1.0
 COLLAPSE = 20.0
 TRANSFER = 10.0
 CLAIMS: dict[str, Claim] = {}
+_MEANS = {
+    WITHIN_NOISE: ": an interval reaches past its bound",
+    ONE_TRAINING: ": says nothing about another",
+}
 
 
 def register(claim: Claim) -> Claim:
@@ -252,13 +260,14 @@ def judge(claim: Claim, results: Results, published: Published) -> dict[str, Any
     """One claim's entry of ``claims.json``."""
     figures = published_checks(claim, published)
     claim = claim.nearest(results.layout["methods"])
+    groups = results.groups if claim.every_group else [claim.group]
     entry: dict[str, Any] = {
         "id": claim.id,
         "text": claim.text,
         "source": claim.source,
         "source_title": published.citation(claim.source),
         "group": claim.group,
-        "rule": [check.describe(claim.group) for check in claim.checks],
+        "rule": [check.describe(group) for group in groups for check in claim.checks],
         "published": figures,
     }
     if claim.not_run:
@@ -378,28 +387,35 @@ def _overall(cells: list[dict[str, Any]], lacking: str = "") -> dict[str, Any]:
 def _remark(counted: list[dict[str, Any]], passed: int) -> str:
     """What a verdict is to be read with, where something is."""
     if passed == len(counted):
-        unclear = cells_within_noise(counted)
-        some = "" if unclear == len(counted) else f" in {unclear} of {len(counted)} cells"
-        return f"within noise{some}: an interval reaches past its bound" if unclear else ""
+        return "; ".join(
+            cause
+            + ("" if cells == len(counted) else f" in {cells} of {len(counted)} cells")
+            + _MEANS.get(cause, "")
+            for cause, cells in doubts(counted).items()
+        )
     if not all(check["agrees"] for cell in counted for check in cell["checks"]):
         return ""
     failed = {holds_words(c) for cell in counted for c in cell["checks"] if not c["passed"]}
     return f"every difference is as claimed, but some are {' or '.join(sorted(failed))}"
 
 
-def cells_within_noise(cells: Sequence[Mapping[str, Any]]) -> int:
-    """Number of cells that count and that other seeds could turn.
+def doubts(cells: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Why other seeds could turn cells that count: each cause with the number of its cells.
 
-    Those are the reproduced ones with an interval that reaches past its bound, and the others
-    without a failed check whose interval does not.
+    They could turn the reproduced ones with a check that is not clear, and the others without a
+    failed check that is.
     """
-    return sum(_turns(cell) for cell in cells if cell["counted"])
+    return dict(Counter(cause for cell in cells if cell["counted"] for cause in _causes(cell)))
 
 
-def _turns(cell: Mapping[str, Any]) -> bool:
-    if cell["verdict"] == "reproduced":
-        return not all(check["clear"] for check in cell["checks"])
-    return not any(check["clear"] for check in cell["checks"] if not check["passed"])
+def _causes(cell: Mapping[str, Any]) -> dict[str, None]:
+    """The causes of one cell, each once."""
+    checks = cell["checks"]
+    if cell["verdict"] != "reproduced":
+        checks = [check for check in checks if not check["passed"]]
+        if any(check["clear"] for check in checks):
+            return {}
+    return dict.fromkeys(doubt_words(check) for check in checks if not check["clear"])
 
 
 def _not_run(reason: str, cells: list[dict[str, Any]] | None = None) -> dict[str, Any]:

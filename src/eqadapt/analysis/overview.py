@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from eqadapt.analysis import outputs
-from eqadapt.analysis.claims import CLAIMS, cells_within_noise
+from eqadapt.analysis.claims import CLAIMS, doubts
 from eqadapt.analysis.formatting import DASH, Column, Grid, Text, to_markdown
 from eqadapt.analysis.labels import backbone_label, dataset_label
 from eqadapt.analysis.results import Results, read_csv
@@ -37,8 +37,9 @@ _ABOUT_CLAIMS = (
     "data and one of networks, the claim was reproduced; it counts as reproduced where it was in "
     "all of them. Within noise: in some or all of the cells an interval over seeds, or over "
     "images where nothing differs between seeds, reaches past the claim's bound, so that others "
-    "could say otherwise. Studies that change one experiment in one thing after another are not "
-    "counted, save for what they say of the canonicalizer's size. "
+    "could say otherwise. One training, or no spread: the interval there, if any, does not tell "
+    "what another training would do. Studies that change one experiment in one thing after "
+    "another are not counted, save for what they say of the canonicalizer's size. "
     "Studies marked * call themselves reduced. Most are on other data or networks than the "
     "papers': reports say so beside each verdict, and `claims.json` has its rule, numbers and "
     "tests."
@@ -132,8 +133,9 @@ def _number(claim: str) -> tuple[int, str]:
 def _place(study: Results, claim: Mapping[str, Any]) -> str:
     mark = "\\*" if study.reduced else ""
     link = f"[{study.name}]({study.folder.name}/{outputs.CLAIMS}){mark}"
-    noise = " (within noise)" if cells_within_noise(claim.get("cells", ())) else ""
-    return f"{link} {claim.get('cells_reproduced', 0)}/{claim.get('cells_counted', 0)}{noise}"
+    causes = ", ".join(doubts(claim.get("cells", ())))
+    doubt = f" ({causes})" if causes else ""
+    return f"{link} {claim.get('cells_reproduced', 0)}/{claim.get('cells_counted', 0)}{doubt}"
 
 
 def _study_row(study: Results) -> list[Text]:

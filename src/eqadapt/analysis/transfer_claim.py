@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from eqadapt.analysis.claim_rules import Claim
+from eqadapt.analysis.claim_rules import Check, Claim, Term, clearness
 from eqadapt.analysis.labels import dataset_label, method_style
 from eqadapt.analysis.statistics import t_interval
 
@@ -38,6 +38,8 @@ def judge_transfers(
         method: The one it is judged on; those that learn no pose from data would say nothing.
     """
     assert claim.transfer is not None
+    pose = Term(method, "pose_acc")
+    check = Check(pose, pose, "at_least", claim.transfer)
     cells = []
     for key, part in frame[frame["method"] == method].groupby(_CELL, sort=True):
         dataset, backbone, regime, group = map(str, key)
@@ -49,13 +51,13 @@ def judge_transfers(
         if own is None or group != claim.group:
             continue
         checks = [
-            _check(claim.transfer, own, other, transfer_text(method, name, dataset, claim.transfer))
+            _check(check, own, other, transfer_text(method, name, dataset, claim.transfer))
             for name, other in sorted(by_source.items())
             if len(own.index.intersection(other.index))  # seeds of both
         ]
         if not checks:
             continue
-        passed = all(check["passed"] for check in checks)
+        passed = all(judged["passed"] for judged in checks)
         cells.append(
             {
                 "dataset": dataset,
@@ -73,14 +75,14 @@ def judge_transfers(
     return cells
 
 
-def _check(points: float, own: pd.Series, other: pd.Series, text: str) -> dict[str, Any]:
+def _check(check: Check, own: pd.Series, other: pd.Series, text: str) -> dict[str, Any]:
     found = t_interval((100 * (own - other)).dropna())
     known = found.kind == "seeds"
-    passed = bool(found.mean >= points)
+    passed = check.holds(found.mean)
     return {
         "text": text,
-        "rule": "at_least",
-        "bound_points": points,
+        "rule": check.rule,
+        "bound_points": check.points,
         "difference_points": found.mean,
         "low_points": found.low if known else None,
         "high_points": found.high if known else None,
@@ -90,5 +92,5 @@ def _check(points: float, own: pd.Series, other: pd.Series, text: str) -> dict[s
         "p_holm": None,
         "agrees": passed,
         "passed": passed,
-        "clear": known and (found.low > points or found.high < points),
+        **clearness(check, found, trained_once=not known),
     }
