@@ -66,9 +66,19 @@ class TestTimeRunner:
         self._backbones: dict[tuple[str, str], Backbone] = {}
 
     def data(self, dataset: str, split: str) -> prepared.Prepared:
-        """A split with as many images as the settings ask for."""
-        limit = self.settings["images"][split]
+        """A split with as many images as ``images`` says."""
+        limit = self.images(dataset)[split]
         return prepared.load(self.runner.prepared_folder(dataset), split, limit=limit)
+
+    def images(self, dataset: str) -> dict[str, int | None]:
+        """Numbers of images of the splits, as the settings have them; None for all.
+
+        Methods that learn see no more training images than the study's canonicalizers.
+        """
+        images = dict(self.settings["images"])
+        limits = (images["train"], self.study.config["datasets"][dataset]["limit_train"])
+        images["train"] = min((limit for limit in limits if limit is not None), default=None)
+        return images
 
     def recipe(self, cell: Cell) -> dict[str, Any]:
         """The recipe of the frozen backbone: sections ``image`` and ``backbone`` count here."""
@@ -114,7 +124,7 @@ class TestTimeRunner:
         data = self.data(cell.dataset, split)
         if not np.array_equal(found.index, data.index.numpy()):
             raise UserError(
-                f"the orbit cache holds other images ({len(found)}) than the settings ask for "
+                f"the orbit cache holds other images ({len(found)}) than the study asks for "
                 f"({len(data.index)})",
                 where=str(path),
                 fix="run `eqadapt orbits` again",
@@ -374,6 +384,7 @@ class TestTimeRunner:
     def _config_hash(self, cell: Cell, entry: Entry, seed: int) -> str:
         """Digest of what decides a run: backbone, images, grid, settings, and its canonicalizer."""
         recipe, test_time = self.recipe(cell), dict(self.study.config["test_time"])
+        settings = {**self.settings.values, "images": self.images(cell.dataset)}
         name = self.plan.canonicalizer(entry.method)
         canonicalizer = None
         if name is not None:
@@ -381,8 +392,7 @@ class TestTimeRunner:
         del test_time["folder"]  # what lies in it counts, and of weights the checksum
         recipe["backbone"].pop("file", None)
         return digest_of(
-            [recipe["image"], recipe["backbone"], entry.grid, self.settings.values, test_time]
-            + [canonicalizer]
+            [recipe["image"], recipe["backbone"], entry.grid, settings, test_time] + [canonicalizer]
         )
 
     def _trained(
