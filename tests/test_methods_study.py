@@ -359,6 +359,25 @@ def test_the_pareto_front_keeps_what_nothing_cheaper_beats():
     assert pareto_front(points, worth=15.0) == ["a", "c"]
 
 
+def test_half_written_files_of_a_killed_job_are_no_temperatures(tmp_path):
+    (tmp_path / "temperatures").mkdir()
+    (tmp_path / "temperatures" / ".digits.0a1b.part.parquet").write_bytes(b"PAR1")
+    assert load_temperatures(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit", "images"),
+    [(5000, 300, 300), (100, 300, 100), (None, 300, 300), (5000, None, 5000), (None, None, None)],
+)
+def test_no_more_training_images_are_read_than_the_study_has(settings, limit, images):
+    runner = object.__new__(TestTimeRunner)
+    runner.settings = {"images": {"train": settings, "validation": 30, "test": None}}
+    runner.study = SimpleNamespace(
+        config={"datasets": {"digits": {"limit_train": limit, "limit_test": 10}}}
+    )
+    assert runner.images("digits") == {"train": images, "validation": 30, "test": None}
+
+
 def test_what_is_fitted_has_hyper_parameters_of_its_own_for_each_seed():
     """A canonicalizer of each seed may be off by a constant of its own."""
     off = {0: 3, 1: 1}

@@ -129,6 +129,19 @@ def test_every_finished_study_has_a_row_and_its_links_lead_somewhere(results, pa
     assert all((results / link).exists() for link in links)
 
 
+def test_what_a_study_no_longer_has_is_not_shown(results, tmp_path):
+    folder = shutil.copytree(results, tmp_path / "results")
+    shutil.copy(folder / "two/tables/main-joint-C8.md", folder / "two/tables/main-joint-C16.md")
+    (folder / "two/headline").mkdir()
+    (folder / "two/headline/digits-resnet10t-joint-lc-C16.json").write_text("{}")
+    assert main(["headline", "--results", str(folder / "two")]) == 0
+    kept = {path.stem for path in (folder / "two/headline").iterdir()}
+    assert kept == {f"digits-resnet10t-joint-{name}-C8" for name in ("vanilla", "lc", "prlc")}
+    assert main(["overview", "--results", str(folder)]) == 0
+    written = (folder / "README.md").read_text(encoding="utf-8")
+    assert "two/tables/main-joint-C8.md" in written and "C16" not in written
+
+
 def test_a_folder_without_studies_is_told(tmp_path, capsys):
     assert main(["overview", "--results", str(tmp_path)]) == 2
     assert "no finished study" in capsys.readouterr().err

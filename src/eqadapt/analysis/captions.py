@@ -21,8 +21,8 @@ CAPTIONS: dict[str, str] = {
     "accuracy_by_angle_polar": "The same around the circle: upright inputs are at the top, and a "
     "method that does not care about the pose draws a circle. The outer circle is 100%.",
     "upright_vs_cn_avg": "Upright accuracy against the mean over the {group} poses, with 95% "
-    "intervals. On the diagonal a method loses nothing when inputs are turned; an inset magnifies "
-    "the crowd.",
+    "intervals. On the diagonal a method loses nothing when inputs are turned; where methods "
+    "crowd, an inset magnifies them.",
     "chosen_poses": "Chosen pose minus applied pose, in percent of test images; a method that "
     "recovers every pose has 100 at 0°. Upright: inputs as they are. Multiples of 90°: pixels move "
     "without resampling. Other angles of {group}: inputs are resampled.",

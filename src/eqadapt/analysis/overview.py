@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +141,8 @@ def _place(study: Results, claim: Mapping[str, Any]) -> str:
 
 def _study_row(study: Results) -> list[Text]:
     metrics = read_csv(study.folder / outputs.METRICS)
-    tables = sorted(study.folder.glob(f"tables/{outputs.tables(study.config)[0]}-*.md"))
     listed = ", ".join(
-        f"[{path.stem.split('-', 1)[1]}]({study.folder.name}/tables/{path.name})" for path in tables
+        f"[{stem.split('-', 1)[1]}]({study.folder.name}/{stem}.md)" for stem in _tables(study)
     )
     note = "\\*" if study.reduced else ""
     return [
@@ -158,6 +158,13 @@ def _study_row(study: Results) -> list[Text]:
         Text(_several(f"`{_short(commit)}`" for commit in _seen(metrics, "commit"))),
         Text(listed or DASH),
     ]
+
+
+def _tables(study: Results) -> list[str]:
+    """Those of its first kind that are there; of regimes and groups it no longer has, none."""
+    cells = product(outputs.regimes(study.config), outputs.groups(study.config))
+    stems = (outputs.table_stem(outputs.tables(study.config)[0], *cell) for cell in cells)
+    return sorted(stem for stem in stems if (study.folder / f"{stem}.md").is_file())
 
 
 def _entries(

@@ -36,7 +36,7 @@ def headlines(rows: Iterable[Mapping[str, str]]) -> dict[str, dict[str, float | 
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write ``headline/*.json``."""
+    """Write ``headline/*.json``; those of cells that the study no longer has go."""
     from eqadapt.errors import UserError
     from eqadapt.files import write_json
 
@@ -45,6 +45,9 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("no metrics yet", where=str(path), fix="run `eqadapt metrics` first")
     with path.open(encoding="utf-8", newline="") as stream:
         found = headlines(csv.DictReader(stream))
+    for old in (args.results / "headline").glob("*.json"):
+        if old.stem not in found:
+            old.unlink()
     for cell, values in found.items():
         write_json(args.results / "headline" / f"{cell}.json", values)
     print(f"{args.results / 'headline'}: {len(found)} files")

@@ -43,7 +43,8 @@ def load_temperatures(folder: Path) -> list[Temperatures]:
         UserError: A file without its metadata.
     """
     found = []
-    for path in sorted((folder / "temperatures").glob("*.parquet")):
+    paths = sorted((folder / "temperatures").glob("*.parquet"))
+    for path in (p for p in paths if not p.name.startswith(".")):  # half-written ones
         table = pq.read_table(path)
         header = (table.schema.metadata or {}).get(METADATA_KEY)
         if header is None:
