@@ -143,11 +143,16 @@ def test_a_verdict_says_what_other_seeds_could_change(tmp_path):
     noisy = ordered(tmp_path / "b", [(10, 120), (11, 12), (10, 30)])
     assert noisy["verdict"] == "reproduced"
     assert noisy["reason"] == "within noise: an interval reaches past its bound"
-    assert claim_view(noisy)["rows"][0]["holds"] == "✓ yes (within noise)"
+    assert (
+        claim_view(noisy, open_results(tmp_path / "b"))["rows"][0]["holds"]
+        == "✓ yes (within noise)"
+    )
     mixed = ordered(tmp_path / "c", [(10, 120), (11, 9), (10, 30)])
     assert mixed["verdict"] == "not reproduced"
     assert mixed["reason"] == "every difference is as claimed, but some are not in every seed"
-    assert claim_view(mixed)["rows"][0]["holds"] == "✗ not in every seed"
+    assert (
+        claim_view(mixed, open_results(tmp_path / "c"))["rows"][0]["holds"] == "✗ not in every seed"
+    )
     plain = ordered(tmp_path / "d", [(50, 10), (52, 11), (51, 10)])
     one = {"within noise": 1}
     assert [doubts(e["cells"]) for e in (sure, noisy, mixed, plain)] == [{}, one, one, {}]
@@ -161,7 +166,10 @@ def test_one_seed_makes_no_verdict_clear(tmp_path):
         assert (found["verdict"], found["reason"]) == ("reproduced", remark)
     check = found["cells"][0]["checks"][0]
     assert check["low_points"] > check["bound_points"] and check["unclear"] == "one training"
-    assert claim_view(found)["rows"][0]["holds"] == "✓ yes (one training)"
+    assert (
+        claim_view(found, open_results(tmp_path / "1"))["rows"][0]["holds"]
+        == "✓ yes (one training)"
+    )
 
 
 @pytest.mark.parametrize("regime", ["joint", "frozen"])
@@ -226,7 +234,8 @@ def test_a_claim_may_be_about_whatever_groups_there_are(tmp_path):
         assert [f"OptC {group}-Avg" in rule for group, rule in zip(groups, found["rule"])] == [
             True
         ] * len(groups)
-        texts = [row["text"] for row in claim_view(found)["rows"]]
+        view = claim_view(found, open_results(tmp_path / str(len(groups))))
+        texts = [row["text"] for row in view["rows"]]
         assert [f"{group}-Avg" in text for group, text in zip(groups, texts)] == [True] * len(texts)
     spec = StudySpec(images=60, behaviours=behaviours, groups=("C4",), poses=8)
     document = claims_document(
@@ -333,6 +342,41 @@ def test_the_rules_hold_on_the_published_figures_they_come_from():
     assert {figure["grade"] for figure in gap["figures"]} == {"B", "C"}
 
 
+def test_clip_has_its_published_figures_by_regime():
+    """Zero-shot ones are of frozen networks, fine-tuned ones of a training."""
+    published = load_published(PUBLISHED)
+    zero, tuned = (claims_module.published_checks(CLAIMS[k], published) for k in ("K10", "K11"))
+    assert [entry["dataset"] for entry in zero] == ["cifar100"] * 4 + ["imagenet_v2"] * 4
+    assert all(entry["passed"] and entry["in_scope"] for entry in zero)
+    gaps = [check["difference_points"] for check in zero[0]["checks"]]
+    assert zero[0]["backbone"] == "open_clip:RN50" and gaps == [10.52, 4.02]
+    passed = {entry["backbone"].removeprefix("open_clip:"): entry["passed"] for entry in tuned}
+    assert passed == {"RN50": True, "RN101": True, "ViT-B-32": False, "ViT-B-16": True}
+    assert {figure["grade"] for entry in zero + tuned for figure in entry["figures"]} == {"A"}
+    cell = ("cifar100", "open_clip:RN50", "C4", "equitune", "cn_avg")
+    assert published.find(*cell, regime="frozen").value == 28.35
+    assert published.find(*cell).value == 34.01
+    upright = ("cifar100", "open_clip:ViT-B-16", "C4", "vanilla", "acc")
+    assert published.find(*upright, regime="frozen").value == 68.25
+
+
+def test_figures_stand_beside_the_network_that_an_entry_is_of(tmp_path):
+    study = make_study(
+        tmp_path,
+        StudySpec(images=60, behaviours=HOLDS, datasets=("part",), backbones=("resnet50", "r50")),
+    )
+    path = study / "study.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config["datasets"] = {"part": {"source": "cifar10"}}
+    config["backbones"] = {"resnet50": {"model": "resnet18"}, "r50": {"model": "resnet50"}}
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    results = open_results(study)
+    rows = claim_view(judge(CLAIMS["K1"], results, load_published(PUBLISHED)), results)["rows"]
+    beside = {row["cell"]: row["published"] for row in rows}
+    assert beside["part, r50, joint"] == ["+39.20 (CIFAR-10, ResNet-50)"]
+    assert len(beside["part, ResNet-50, joint"]) == 3  # none of its own: all that are claimed
+
+
 def test_a_later_study_replaces_a_claim_that_was_not_run(monkeypatch):
     monkeypatch.setattr(claims_module, "CLAIMS", dict(CLAIMS))
     new = Claim(
@@ -410,7 +454,7 @@ def test_transfer_is_judged_by_pose_accuracy(tmp_path, loss, verdict):
         (check,) = cell["checks"]
         assert check["difference_points"] == pytest.approx(loss) and check["n_seeds"] == 3
         assert check["clear"] and "unclear" not in check
-    view = claim_view(entry)
+    view = claim_view(entry, open_results(study))
     assert view["tally"] == f"{2 * (loss > 10)} of 2" and "CIFAR-10" in view["rows"][0]["text"]
 
 
@@ -507,7 +551,7 @@ def test_size_is_judged_where_one_network_has_several_canonicalizers(tmp_path, d
     (check,) = cell["checks"]
     assert entry["verdict"] == verdict and "900" in check["text"] and "30" in check["text"]
     assert check["difference_points"] == pytest.approx(100 * drop, abs=0.6)
-    assert claim_view(entry)["rows"][0]["passed"] == (drop > 0)
+    assert claim_view(entry, open_results(study))["rows"][0]["passed"] == (drop > 0)
 
 
 @pytest.mark.parametrize(

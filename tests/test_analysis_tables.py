@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from analysis_fixtures import BEHAVIOURS, Behaviour, StudySpec, make_study
 
 from eqadapt.analysis import formatting as f
 from eqadapt.analysis import labels, outputs
 from eqadapt.analysis.published import load_published
-from eqadapt.analysis.results import open_results
+from eqadapt.analysis.results import Results, open_results
 from eqadapt.analysis.tables import diagnostics_table, main_table, published_grid
 from eqadapt.cli import main
 from eqadapt.errors import UserError
@@ -61,6 +62,55 @@ def test_published_beside_ours(study):
     metrics = pd.read_csv(study / "metrics.csv")
     here = metrics[(metrics.method == "prlc") & (metrics.group == "C8")]
     assert ours == pytest.approx(100 * here[here.backbone == "resnet50"]["cn_avg"].mean())
+
+
+def test_published_figures_are_found_by_what_an_entry_is_of(tmp_path):
+    spec = StudySpec(
+        datasets=("part",), backbones=("resnet50", "r50"), groups=("C8",), images=20, poses=8,
+        behaviours={name: BEHAVIOURS[name] for name in ("vanilla", "prlc")},
+    )  # fmt: skip
+    folder = make_study(tmp_path, spec)
+    config = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
+    config["datasets"] = {"part": {"source": "cifar10"}}
+    config["backbones"] = {"resnet50": {"model": "resnet18"}, "r50": {"model": "resnet50"}}
+    (folder / "study.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    table = main_table(open_results(folder), load_published(PUBLISHED), "joint", "C8")
+    found = table.frame.set_index(["dataset", "backbone", "method", "metric"])["published_percent"]
+    assert found["part", "r50", "prlc", "acc"] == 96.19
+    assert found["part", "resnet50", "prlc", "acc"] == "n/a"
+    assert ("cifar10", "resnet50", "prlc", "acc") not in found.index  # it was run
+    assert all("CIFAR-10, " not in column.group for column in table.grids[1].columns)
+
+
+def test_every_published_cell_of_the_papers_study_is_found():
+    published = load_published(PUBLISHED)
+    config = yaml.safe_load((PUBLISHED.parent / "paper.yaml").read_text(encoding="utf-8"))
+    results = Results(Path("paper"))
+    results.__dict__["config"] = config
+    run = {
+        results.published_as(dataset, backbone)
+        for dataset in config["datasets"]
+        for backbone in config["backbones"]
+    }
+    for group in config["groups"]:
+        assert set(published.tabled(group)) <= run
+    pair = results.published_as("cifar100", "vit_b16")
+    assert published.find(*pair, "C8", "prlc", "acc").value == 84.27
+
+
+def test_networks_that_would_be_called_alike_keep_their_names_and_columns(tmp_path):
+    names = ("vit_small_patch16_224", "vit_small_patch16_384")
+    spec = StudySpec(
+        backbones=names, groups=("C8",), images=20, poses=8, seeds=(0, 1),
+        behaviours={name: BEHAVIOURS[name] for name in ("vanilla", "prlc")},
+    )  # fmt: skip
+    results = open_results(make_study(tmp_path, spec))
+    assert [results.backbone_label(name) for name in names] == list(names)
+    grid = main_table(results, load_published(PUBLISHED), "joint", "C8").grids[0]
+    groups = f.column_groups(grid.columns)
+    assert groups == [("", 1), *((f"Digits, {name}", 2) for name in names)]
+    alike = [f.Column("Acc", "ViT-S/16", cell=(name,)) for name in names for _ in range(2)]
+    assert f.column_groups(alike) == [("ViT-S/16", 2), ("ViT-S/16", 2)]
 
 
 def test_absent_published_cells_are_na(study):
@@ -269,6 +319,7 @@ def test_unknown_methods_get_a_style_of_their_own():
         ("vit_base_patch16_224", "ViT-B/16"),
         ("vit_tiny_patch16_224", "ViT-Ti/16"),
         ("vit_small", "ViT small"),
+        ("open_clip:RN50", "CLIP RN50"),
     ],
 )
 def test_backbone_labels(name, label):

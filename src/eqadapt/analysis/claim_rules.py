@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from eqadapt.analysis.comparisons import Comparison, Seeds, difference
 from eqadapt.analysis.labels import dataset_label, method_style
-from eqadapt.analysis.published import Published
+from eqadapt.analysis.published import Figure, Published
 from eqadapt.analysis.statistics import Estimate, holm
 
 Verdict = Literal["reproduced", "not reproduced", "not run"]
@@ -320,10 +320,13 @@ def published_checks(claim: Claim, published: Published) -> list[dict[str, Any]]
     No test can be made on them, so that an ``ahead`` check only asks for the sign.
     """
     rows = []
-    for dataset, backbone in published.cells(claim.group) if claim.checks else ():
-        values = [
-            _published_difference(c, dataset, backbone, claim, published) for c in claim.checks
-        ]
+    cells = [(r, *pair) for r in claim.regimes for pair in published.cells(claim.group, r)]
+    for regime, dataset, backbone in cells if claim.checks else ():
+        found = {
+            term: _published(term, regime, dataset, backbone, claim, published)
+            for term in claim.terms
+        }
+        values = [_published_difference(check, found) for check in claim.checks]
         if any(value is None for value in values):
             continue
         checks = [
@@ -339,42 +342,34 @@ def published_checks(claim: Claim, published: Published) -> list[dict[str, Any]]
                 "in_scope": not claim.datasets or dataset in claim.datasets,
                 "passed": all(check["passed"] for check in checks),
                 "checks": checks,
-                "figures": _published_figures(claim, dataset, backbone, published),
+                "figures": [_published_figure(t, figure) for t, figure in found.items() if figure],
             }
         )
     return rows
 
 
-def _published_difference(
-    check: Check, dataset: str, backbone: str, claim: Claim, published: Published
-) -> float | None:
-    first, second = (
-        published.find(dataset, backbone, t.group or claim.group, t.method, t.metric)
-        for t in (check.first, check.second)
-    )
+def _published(
+    term: Term, regime: str, dataset: str, backbone: str, claim: Claim, published: Published
+) -> Figure | None:
+    group = term.group or claim.group
+    return published.find(dataset, backbone, group, term.method, term.metric, regime)
+
+
+def _published_difference(check: Check, found: Mapping[Term, Figure | None]) -> float | None:
+    first, second = found[check.first], found[check.second]
     if first is None or second is None:
         return None
     return round(first.value - second.value, 6)
 
 
-def _published_figures(
-    claim: Claim, dataset: str, backbone: str, published: Published
-) -> list[dict[str, Any]]:
-    rows = []
-    for term in claim.terms:
-        group = term.group or claim.group
-        figure = published.find(dataset, backbone, group, term.method, term.metric)
-        if figure is not None:
-            rows.append(
-                {
-                    **term._asdict(),
-                    "percent": figure.value,
-                    "grade": figure.grade,
-                    "paper": figure.paper,
-                    "source": figure.source,
-                }
-            )
-    return rows
+def _published_figure(term: Term, figure: Figure) -> dict[str, Any]:
+    return {
+        **term._asdict(),
+        "percent": figure.value,
+        "grade": figure.grade,
+        "paper": figure.paper,
+        "source": figure.source,
+    }
 
 
 def _number(value: float) -> float | None:

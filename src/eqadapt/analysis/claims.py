@@ -328,7 +328,7 @@ def _judge_cells(claim: Claim, results: Results) -> list[dict[str, Any]]:
     for cell in cells:
         if cell.regime not in claim.regimes:
             continue
-        dataset = str(results.entry("datasets", cell.dataset).get("source") or cell.dataset)
+        dataset = results.behind("datasets", cell.dataset)
         zero_shot = _is_zero_shot(results, cell.backbone)
         scope = {
             "in_scope": claim.covers(dataset, zero_shot),
@@ -353,8 +353,7 @@ def _found(claim: Claim, cell: Cell, results: Results) -> dict[str, Any]:
 
 def _is_zero_shot(results: Results, backbone: str) -> bool:
     """Whether a network knows classes by words alone; class means are of labelled images."""
-    model = results.entry("backbones", backbone).get("model") or backbone
-    return str(model).startswith(OPEN_CLIP)
+    return results.behind("backbones", backbone).startswith(OPEN_CLIP)
 
 
 def _methods(claim: Claim, cell: Cell, results: Results) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 ABSENT = "n/a"
 DASH = "–"
@@ -85,11 +86,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading: ``group`` spans the neighbours that share it."""
+    """A column's heading: ``group`` spans the neighbours that share it, and their ``cell``."""
 
     title: str
     group: str = ""
     left: bool = False
+    cell: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,13 +199,16 @@ def _latex_head(grid: Grid) -> list[str]:
 
 
 def column_groups(columns: Sequence[Column]) -> list[tuple[str, int]]:
-    """Runs of neighbouring columns with the same group: its name and the number of columns."""
+    """Runs of neighbouring columns of the same group and cell: its name, the number of columns."""
     runs: list[tuple[str, int]] = []
+    last: tuple[Any, ...] = ()
     for column in columns:
-        if runs and runs[-1][0] == column.group and column.group:
+        own = (column.group, column.cell)
+        if column.group and own == last:
             runs[-1] = (column.group, runs[-1][1] + 1)
         else:
             runs.append((column.group, 1))
+        last = own
     return runs
 
 

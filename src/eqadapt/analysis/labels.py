@@ -9,7 +9,8 @@ from __future__ import annotations
 import colorsys
 import hashlib
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from eqadapt.errors import UserError
@@ -541,11 +542,20 @@ def backbone_label(name: str) -> str:
     cifar = re.fullmatch(r"cifar_resnet(\d+)", key)
     if cifar:
         return f"ResNet-{cifar[1]} (CIFAR)"
+    if key.startswith("open_clip:"):
+        return f"CLIP {key.removeprefix('open_clip:')}"
     mobile = re.fullmatch(r"mobilenetv(\d)_(\d\d\d)", key)
     if mobile:  # the width in hundredths
         wide = "" if mobile[2] == "100" else f" ({int(mobile[2]) / 100:g})"
         return f"MobileNetV{mobile[1]}{wide}"
     return re.sub(r"^resnet_", "ResNet ", re.sub(r"^vit_", "ViT ", key)).replace("_", " ")
+
+
+def distinct_labels(names: Iterable[str], label: Callable[[str], str]) -> dict[str, str]:
+    """A label for each name: the name as it is where two would have the same."""
+    found = {name: label(name) for name in names}
+    counts = Counter(found.values())
+    return {name: said if counts[said] == 1 else name for name, said in found.items()}
 
 
 def cell_label(dataset: str, backbone: str) -> str:

@@ -15,7 +15,7 @@ from eqadapt.analysis import formatting as f
 from eqadapt.analysis.comparisons import estimate
 from eqadapt.analysis.evaluations import Cell, Evaluation
 from eqadapt.analysis.formatting import Column, Grid, Text
-from eqadapt.analysis.labels import cell_label, method_style
+from eqadapt.analysis.labels import method_style
 from eqadapt.analysis.metrics import COLUMNS, metrics_row, sort_rows
 from eqadapt.analysis.results import Results, same_images
 from eqadapt.analysis.statistics import Estimate
@@ -143,7 +143,7 @@ def method_table(results: Results, regime: str, group: str) -> tuple[pd.DataFram
     for cell in results.cells(regime, group):
         found = method_rows(results, cell)
         rows += [_tidy(cell, row) for row in found]
-        grids.append(_grid(cell, found))
+        grids.append(_grid(cell, results.cell_label(cell.dataset, cell.backbone), found))
     return pd.DataFrame(rows), grids
 
 
@@ -164,7 +164,7 @@ def _tidy(cell: Cell, row: MethodRow) -> dict[str, Any]:
     }
 
 
-def _grid(cell: Cell, rows: Sequence[MethodRow]) -> Grid:
+def _grid(cell: Cell, label: str, rows: Sequence[MethodRow]) -> Grid:
     columns = [Column("Method", left=True), Column("Acc"), Column(f"{cell.group}-Avg")]
     columns += [Column(heading) for _, heading, _ in _COLUMNS]
     columns += [Column("Departs in", left=True)]
@@ -181,7 +181,7 @@ def _grid(cell: Cell, rows: Sequence[MethodRow]) -> Grid:
         line.append(Text(row.departures.replace("_", " ") or f.DASH, quiet=not row.departures))
         lines.append(line)
     caption = (
-        f"{cell_label(cell.dataset, cell.backbone)}, {cell.regime}. Percent; mean ± 95% interval "
+        f"{label}, {cell.regime}. Percent; mean ± 95% interval "
         "over seeds where something is trained, else a 95% interval over test images in square "
         "brackets. Harm: upright images that the plain network gets right and the method wrong. "
         "Pose accuracy: the chosen pose is the applied one. One prediction: images with the same "

@@ -9,13 +9,7 @@ import pandas as pd
 
 from eqadapt.analysis import formatting as f
 from eqadapt.analysis.evaluations import Cell
-from eqadapt.analysis.labels import (
-    REGIMES,
-    backbone_label,
-    cell_label,
-    dataset_label,
-    method_style,
-)
+from eqadapt.analysis.labels import REGIMES, dataset_label, method_style
 from eqadapt.analysis.published import Published
 from eqadapt.analysis.results import Results
 from eqadapt.analysis.tables import main_frame
@@ -39,7 +33,7 @@ def scope_sentences(results: Results, published: Published) -> list[str]:
     """What is asked, and on what."""
     layout = results.layout
     datasets = listed([dataset_label(name) for name in layout["datasets"]])
-    networks = listed([backbone_label(name) for name in layout["backbones"]])
+    networks = listed([results.backbone_label(name) for name in layout["backbones"]])
     regimes = listed([REGIMES.get(name, name) for name in layout["regimes"]])
     paper = published.citation("mondal2023")
     description = results.words("description")
@@ -141,7 +135,7 @@ def result_sentences(
     table = frame[frame["mean_percent"].notna()].set_index(
         ["dataset", "backbone", "method", "metric"]
     )["mean_percent"]
-    found = [_collapse(table, cells, group), _repair(table, cells, group)]
+    found = [_collapse(results, table, cells, group), _repair(results, table, cells, group)]
     if len(cells) < len(every) and any(found):
         found.append(
             f"These are {len(cells)} of {len(every)} pairs of data and network; the tables have "
@@ -156,21 +150,20 @@ def _value(table: pd.Series, cell: Cell, method: str, metric: str) -> float | No
     return float(table[key]) if key in table.index else None
 
 
-def _collapse(table: pd.Series, cells: Sequence[Cell], group: str) -> str:
+def _collapse(results: Results, table: pd.Series, cells: Sequence[Cell], group: str) -> str:
     parts = []
     for cell in cells:
         upright = _value(table, cell, "vanilla", "acc")
         average = _value(table, cell, "vanilla", "cn_avg")
         if upright is not None and average is not None:
-            parts.append(
-                f"from {f.points(upright)}% to {f.points(average)}% ({cell_label(*cell[:2])})"
-            )
+            label = results.cell_label(cell.dataset, cell.backbone)
+            parts.append(f"from {f.points(upright)}% to {f.points(average)}% ({label})")
     if not parts:
         return ""
     return f"Turning the test images through {group} takes the vanilla network {listed(parts)}."
 
 
-def _repair(table: pd.Series, cells: Sequence[Cell], group: str) -> str:
+def _repair(results: Results, table: pd.Series, cells: Sequence[Cell], group: str) -> str:
     parts = []
     for cell in cells:
         here = table.loc[(cell.dataset, cell.backbone)].unstack()
@@ -180,7 +173,7 @@ def _repair(table: pd.Series, cells: Sequence[Cell], group: str) -> str:
         best = str(rivals["cn_avg"].idxmax())
         text = (
             f"{method_style(best).label} with {f.points(here.loc[best, 'cn_avg'])}% "
-            f"({cell_label(*cell[:2])}"
+            f"({results.cell_label(cell.dataset, cell.backbone)}"
         )
         vanilla = _value(table, cell, "vanilla", "acc")
         if vanilla is not None and best != "vanilla":

@@ -14,7 +14,7 @@ import pandas as pd
 from eqadapt.analysis import outputs
 from eqadapt.analysis.claims import CLAIMS, doubts
 from eqadapt.analysis.formatting import DASH, Column, Grid, Text, to_markdown
-from eqadapt.analysis.labels import backbone_label, dataset_label
+from eqadapt.analysis.labels import backbone_label, dataset_label, distinct_labels
 from eqadapt.analysis.results import Results, read_csv
 from eqadapt.analysis.statistics import wilson_interval
 from eqadapt.errors import UserError
@@ -148,8 +148,8 @@ def _study_row(study: Results) -> list[Text]:
     return [
         Text(f"[{study.name}]({study.folder.name}/study.yaml){note}"),
         Text(study.words("title")),
-        Text(_entries(study, "datasets", "source", metrics["dataset"], dataset_label)),
-        Text(_entries(study, "backbones", "model", metrics["backbone"], backbone_label)),
+        Text(_entries(study, "datasets", metrics["dataset"], dataset_label)),
+        Text(_entries(study, "backbones", metrics["backbone"], backbone_label)),
         Text(_several(sorted(_seen(metrics, "group"), key=lambda group: int(group[1:])))),
         Text(str(metrics["method"].nunique())),
         Text(str(metrics["seed"].nunique())),
@@ -167,13 +167,12 @@ def _tables(study: Results) -> list[str]:
     return sorted(stem for stem in stems if (study.folder / f"{stem}.md").is_file())
 
 
-def _entries(
-    study: Results, section: str, key: str, names: pd.Series, label: Callable[[str], str]
-) -> str:
+def _entries(study: Results, section: str, names: pd.Series, label: Callable[[str], str]) -> str:
     """``"ResNet-20 (CIFAR) (3 entries)"``: what is behind the names of a study's entries."""
-    behind = Counter(str(study.entry(section, name).get(key) or name) for name in names.unique())
+    behind = Counter(study.behind(section, name) for name in names.unique())
+    said = distinct_labels(behind, label)
     return _several(
-        label(name) + (f" ({count} entries)" if count > 1 else "") for name, count in behind.items()
+        said[name] + (f" ({count} entries)" if count > 1 else "") for name, count in behind.items()
     )
 
 

@@ -19,8 +19,6 @@ from eqadapt.analysis.captions import CAPTIONS, SOURCES, TITLES
 from eqadapt.analysis.claim_rules import holds_words
 from eqadapt.analysis.formatting import Grid, column_groups
 from eqadapt.analysis.labels import (
-    backbone_key,
-    backbone_label,
     cell_label,
     dataset_label,
     method_order,
@@ -116,7 +114,7 @@ def page(results: Results, published: Published, command: str) -> dict[str, Any]
         "scope": narrative.scope_sentences(results, published),
         "methodology": narrative.method_sentences(results),
         "findings": narrative.result_sentences(results, published, claims),
-        "claims": [claim_view(claim) for claim in claims["claims"]],
+        "claims": [claim_view(claim, results) for claim in claims["claims"]],
         "counts": claims["counts"],
         "thresholds": claims["thresholds"],
         "tables": tables,
@@ -138,7 +136,9 @@ def listed_title(results: Results) -> str:
     if title:
         return title
     datasets = narrative.listed([dataset_label(name) for name in layout["datasets"]])
-    return f"{datasets}: {narrative.listed([backbone_label(b) for b in layout['backbones']])}"
+    return (
+        f"{datasets}: {narrative.listed([results.backbone_label(b) for b in layout['backbones']])}"
+    )
 
 
 def load_claims(path: Path, folder: Path) -> dict[str, Any]:
@@ -160,14 +160,15 @@ def _shown(grids: Sequence[Grid]) -> list[Grid]:
     return [grid for grid in grids if grid.rows]
 
 
-def claim_view(claim: Mapping[str, Any]) -> dict[str, Any]:
+def claim_view(claim: Mapping[str, Any], results: Results) -> dict[str, Any]:
     """One claim with its checks as rows: ours beside the published figures."""
-    rows = [row for cell in claim["cells"] for row in _check_rows(cell, claim["published"])]
+    published = claim["published"]
+    rows = [row for cell in claim["cells"] for row in _check_rows(results, cell, published)]
     variants = [
         {
             "label": variant["label"],
             "verdict": variant["verdict"],
-            "rows": [row for cell in variant["cells"] for row in _check_rows(cell, ())],
+            "rows": [row for cell in variant["cells"] for row in _check_rows(results, cell, ())],
         }
         for variant in claim.get("variants", [])
     ]
@@ -185,9 +186,10 @@ def claim_view(claim: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_rows(
-    cell: Mapping[str, Any], published: Sequence[Mapping[str, Any]]
+    results: Results, cell: Mapping[str, Any], published: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    own = (cell["dataset"], backbone_key(cell["backbone"]))
+    own = results.published_as(cell["dataset"], cell["backbone"])
+    label = results.cell_label(cell["dataset"], cell["backbone"])
     published = [entry for entry in published if entry["group"] == cell["group"]]
     same = [entry for entry in published if (entry["dataset"], entry["backbone"]) == own]
     beside = same or [entry for entry in published if entry["in_scope"]]
@@ -201,7 +203,7 @@ def _check_rows(
         p = check["p_holm"] if check["p_holm"] is not None else check["p_sign_flip"]
         rows.append(
             {
-                "cell": f"{cell_label(cell['dataset'], cell['backbone'])}, {cell['regime']}",
+                "cell": f"{label}, {cell['regime']}",
                 "text": check["text"],
                 "value": value,
                 "p": f.p_value(p) if check["rule"] == "ahead" else f.DASH,
@@ -289,7 +291,7 @@ def _picture(
     data, module = SOURCES[name]
     at = f" at commit {short_commit(commit)}" if commit else ""
     return Picture(
-        title=f"{TITLES[name]}: {backbone_label(backbone)}" if backbone else TITLES[name],
+        title=f"{TITLES[name]}: {results.backbone_label(backbone)}" if backbone else TITLES[name],
         caption=CAPTIONS[name].format(group=group),
         uri=f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}",
         source=f"{stem}{endings}; from {data} by {module}{at}",

@@ -16,7 +16,13 @@ import yaml
 
 from eqadapt.analysis import outputs
 from eqadapt.analysis.evaluations import Cell, Evaluation, evaluate_all
-from eqadapt.analysis.labels import method_order
+from eqadapt.analysis.labels import (
+    backbone_key,
+    backbone_label,
+    dataset_label,
+    distinct_labels,
+    method_order,
+)
 from eqadapt.analysis.metrics import COLUMNS, EXTRA, KEYS, PROVENANCE
 from eqadapt.analysis.predictions import IDENTITY, Predictions, iterate_predictions, run_stem
 from eqadapt.errors import UserError
@@ -26,6 +32,7 @@ _NAMES = (*KEYS[:-1], "trained_group", "trained_on", "tested_on")
 _WORDS = [column for column in (*PROVENANCE, *EXTRA) if column.endswith(("sha256", "hash"))]
 _WORDS += ["commit", "device", "torch", "mask"]
 _AXES = {"dataset": "datasets", "backbone": "backbones", "regime": "regimes", "method": "methods"}
+_BEHIND = {"datasets": "source", "backbones": "model"}
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,26 @@ class Results:
         entries = self.config.get(section)
         options = entries.get(name) if isinstance(entries, Mapping) else None
         return options if isinstance(options, Mapping) else {}
+
+    def behind(self, section: str, name: str) -> str:
+        """What an entry is of: a data set's ``source``, a backbone's ``model``, or its own name."""
+        return str(self.entry(section, name).get(_BEHIND[section]) or name)
+
+    def published_as(self, dataset: str, backbone: str) -> tuple[str, str]:
+        """The data set and network of two entries, by the names that published figures have."""
+        return self.behind("datasets", dataset), backbone_key(self.behind("backbones", backbone))
+
+    @cached_property
+    def _backbone_labels(self) -> dict[str, str]:
+        return distinct_labels(self.layout["backbones"], backbone_label)
+
+    def backbone_label(self, name: str) -> str:
+        """``labels.backbone_label``; the entry's name where another one would be called alike."""
+        return self._backbone_labels.get(name) or backbone_label(name)
+
+    def cell_label(self, dataset: str, backbone: str) -> str:
+        """``"CIFAR-10, ResNet-50"``."""
+        return f"{dataset_label(dataset)}, {self.backbone_label(backbone)}"
 
     @property
     def reduced(self) -> bool:

@@ -7,7 +7,7 @@ in the report). A further table is a pair of such functions and one entry in ``T
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from eqadapt.analysis import outputs
 from eqadapt.analysis.comparisons import paired_frame, summary_frame
 from eqadapt.analysis.evaluations import Cell
 from eqadapt.analysis.formatting import ABSENT, Column, Grid, Text
-from eqadapt.analysis.labels import backbone_key, cell_label, method_order, method_style
+from eqadapt.analysis.labels import cell_label, method_order, method_style
 from eqadapt.analysis.method_table import method_table
 from eqadapt.analysis.metrics import accuracy_by_pose, write_csv
 from eqadapt.analysis.published import METRICS, Published
@@ -47,8 +47,9 @@ def main_table(results: Results, published: Published, regime: str, group: str) 
     cells = results.cells(regime, group)
     frame = main_frame(results, published, cells, group)
     ours = frame[frame["mean_percent"].notna()]
-    grids = [_main_grid(ours, cells, regime, group)] if cells else []
-    reference = published_grid(published, group, cells)
+    grids = [_main_grid(results, ours, cells, regime, group)] if cells else []
+    ran = {results.published_as(cell.dataset, cell.backbone) for cell in cells}
+    reference = published_grid(published, group, ran)
     return Table(frame, [*grids, *([reference] if reference else [])])
 
 
@@ -61,17 +62,18 @@ def main_frame(
     not found is the text "n/a".
     """
     summary = summary_frame(results, cells)
-    rows = [
-        _main_row({str(k): v for k, v in row.items()}, published)
-        for row in summary.to_dict("records")
-    ]
-    ran = {(r["dataset"], backbone_key(r["backbone"]), r["method"]) for r in rows}
-    for dataset, backbone in published.cells(group):
+    rows, ran = [], set()
+    for row in ({str(k): v for k, v in row.items()} for row in summary.to_dict("records")):
+        pair = results.published_as(row["dataset"], row["backbone"])
+        rows.append(_main_row(row, pair, published))
+        ran.add((*pair, row["method"]))
+    for dataset, backbone in published.tabled(group):
         for method in published.methods(dataset, backbone, group):
             if (dataset, backbone, method) not in ran:
                 for metric in METRICS:
                     empty = {"dataset": dataset, "backbone": backbone, "regime": "", "group": group}
-                    rows.append(_main_row({**empty, "method": method, "metric": metric}, published))
+                    row = {**empty, "method": method, "metric": metric}
+                    rows.append(_main_row(row, (dataset, backbone), published))
     return pd.DataFrame(rows, columns=_MAIN_COLUMNS)
 
 
@@ -82,11 +84,10 @@ _MAIN_COLUMNS = (
 )
 
 
-def _main_row(row: dict[str, Any], published: Published) -> dict[str, Any]:
-    # The papers fine-tune jointly: their figures are no measure of a frozen network.
-    comparable = row["regime"] in ("", "joint")
-    cell = (row["dataset"], row["backbone"], row["group"], row["method"], row["metric"])
-    figure = published.find(*cell) if comparable else None
+def _main_row(row: dict[str, Any], pair: tuple[str, str], published: Published) -> dict[str, Any]:
+    # Figures of networks fine-tuned jointly are no measure of a frozen one.
+    regime = row["regime"] or "joint"
+    figure = published.find(*pair, row["group"], row["method"], row["metric"], regime)
     mean = row.get("mean", math.nan)
     return {
         **{key: row[key] for key in ("dataset", "backbone", "regime", "group", "method", "metric")},
@@ -103,7 +104,9 @@ def _main_row(row: dict[str, Any], published: Published) -> dict[str, Any]:
     }
 
 
-def _main_grid(frame: pd.DataFrame, cells: Sequence[Cell], regime: str, group: str) -> Grid:
+def _main_grid(
+    results: Results, frame: pd.DataFrame, cells: Sequence[Cell], regime: str, group: str
+) -> Grid:
     methods = sorted(frame["method"].unique(), key=method_order)
     keys = ["dataset", "backbone", "method", "metric"]
     table = {tuple(row[key] for key in keys): row for row in frame.to_dict("records")}
@@ -112,7 +115,8 @@ def _main_grid(frame: pd.DataFrame, cells: Sequence[Cell], regime: str, group: s
     for cell in cells:
         for metric in METRICS:
             title = "Acc" if metric == "acc" else f"{group}-Avg"
-            columns.append(Column(title, cell_label(cell.dataset, cell.backbone)))
+            label = results.cell_label(cell.dataset, cell.backbone)
+            columns.append(Column(title, label, cell=(cell.dataset, cell.backbone)))
             best[cell.dataset, cell.backbone, metric] = _best(frame, cell, metric)
     rows = []
     for method in methods:
@@ -157,16 +161,17 @@ def _main_text(row: Mapping[Any, Any], best: float) -> Text:
     return Text(value, bold=bool(np.isclose(row["mean_percent"], best, atol=1e-9)), note=note)
 
 
-def published_grid(published: Published, group: str, ran: Sequence[Cell] = ()) -> Grid | None:
+def published_grid(
+    published: Published, group: str, ran: Collection[tuple[str, str]] = ()
+) -> Grid | None:
     """Published figures of cells that were not run here: reference only, none of it ours."""
-    ours = {(cell.dataset, backbone_key(cell.backbone)) for cell in ran}
-    pairs = [pair for pair in published.cells(group) if pair not in ours]
+    pairs = [pair for pair in published.tabled(group) if pair not in ran]
     if not pairs:
         return None
     methods = sorted({m for p in pairs for m in published.methods(*p, group)}, key=method_order)
     columns = [Column("Method (published)", left=True)]
     columns += [
-        Column("Acc" if metric == "acc" else f"{group}-Avg", cell_label(*pair))
+        Column("Acc" if metric == "acc" else f"{group}-Avg", cell_label(*pair), cell=pair)
         for pair in pairs
         for metric in METRICS
     ]
@@ -234,7 +239,9 @@ def diagnostics_table(results: Results, published: Published, regime: str, group
             tidy.append(_diagnostics_row(cell, method, runs))
             texts = [Text(write(means[name])) for name, _, write in _DIAGNOSTICS]
             texts = [Text(t.value, quiet=t.value == f.DASH) for t in texts]
-            rows.append([Text(cell_label(*cell[:2])), Text(method_style(method).label), *texts])
+            rows.append(
+                [Text(results.cell_label(*cell[:2])), Text(method_style(method).label), *texts]
+            )
     caption = (
         "Means over seeds; rates in percent. Orbit agreement: images with one prediction in all "
         f"{group} poses. Identity rate: upright images left upright. Pose accuracy: the chosen "
@@ -282,7 +289,7 @@ def paired_table(results: Results, published: Published, regime: str, group: str
         interval = f"[{f.signed(row['low'])}, {f.signed(row['high'])}]"
         rows.append(
             [
-                Text(cell_label(row["dataset"], row["backbone"])),
+                Text(results.cell_label(row["dataset"], row["backbone"])),
                 Text(metric),
                 Text(method_style(row["first"]).label),
                 Text(method_style(row["second"]).label),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from eqadapt.analysis.comparisons import Seeds, all_same
 from eqadapt.analysis.evaluations import Cell
 from eqadapt.analysis.figures import style as s
-from eqadapt.analysis.labels import backbone_label, dataset_label, method_styles
+from eqadapt.analysis.labels import method_styles
 from eqadapt.analysis.results import Results
 from eqadapt.analysis.statistics import t_interval, wilson_interval
 from eqadapt.groups.cyclic import parse_group
@@ -44,7 +44,7 @@ def accuracy_by_angle(results: Results, cells: list[Cell]) -> Figure:
             every = max(1, (len(angles) - 1) // 8) if crowded else 1
             axis.plot(angles, mean, markevery=every, **s.line_options(styles[method]))
             floor = min(floor, s.percent_floor(mean))
-        _unrolled(axis, cell)
+        _unrolled(axis, cell, results.cell_label(cell.dataset, cell.backbone))
     for axis in axes:
         axis.set_ylim(floor, 101)
     for axis in axes[:: min(3, len(cells))]:
@@ -57,8 +57,8 @@ def _closed(values: NDArray) -> NDArray:
     return np.append(values, values[0])
 
 
-def _unrolled(axis: Axes, cell: Cell) -> None:
-    axis.set_title(f"{dataset_label(cell.dataset)}, {backbone_label(cell.backbone)}")
+def _unrolled(axis: Axes, cell: Cell, title: str) -> None:
+    axis.set_title(title)
     axis.set_xlim(0, 360)
     axis.set_xticks(range(0, 361, 45), [f"{a}°" for a in range(0, 361, 45)])
     axis.grid(False, axis="x")
@@ -83,7 +83,7 @@ def accuracy_by_angle_polar(results: Results, cells: list[Cell]) -> Figure:
             every = max(1, (len(turn) - 1) // 8)
             axis.plot(turn, mean, markevery=every, **s.line_options(styles[method]))
             floor = min(floor, s.percent_floor(mean))
-        axis.set_title(f"{dataset_label(cell.dataset)}, {backbone_label(cell.backbone)}", pad=14)
+        axis.set_title(results.cell_label(cell.dataset, cell.backbone), pad=14)
     for axis in axes:
         _round(axis, floor)
     s.legend_below(figure, styles.values())

@@ -13,7 +13,7 @@ from matplotlib.patheffects import withStroke
 
 from eqadapt.analysis.evaluations import Cell
 from eqadapt.analysis.figures.style import GRID, INK, QUIET, panels
-from eqadapt.analysis.labels import backbone_label, method_style
+from eqadapt.analysis.labels import method_style
 from eqadapt.analysis.method_table import MethodRow, method_rows
 from eqadapt.analysis.results import Results
 
@@ -74,7 +74,7 @@ def accuracy_against_cost(results: Results, cells: list[Cell]) -> Figure:
     for axis, cell in zip(axes, cells):
         rows = method_rows(results, cell)
         named.append((axis, rows, *_cost_panel(axis, rows)))
-        axis.set_title(f"{backbone_label(cell.backbone)}, {cell.group}")
+        axis.set_title(f"{results.backbone_label(cell.backbone)}, {cell.group}")
         axis.set_ylabel(f"accuracy over {cell.group} (%)")
     handles: dict[str, Any] = {}
     for axis in axes:

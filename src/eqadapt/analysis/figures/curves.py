@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from eqadapt.analysis.evaluations import Cell
 from eqadapt.analysis.figures import style as s
-from eqadapt.analysis.labels import MethodStyle, backbone_label, dataset_label, method_styles
+from eqadapt.analysis.labels import MethodStyle, dataset_label, method_styles
 from eqadapt.analysis.results import Results
 
 # column of history.csv, title, whether it is a rate
@@ -45,7 +45,7 @@ def training_curves(results: Results, cells: list[Cell]) -> Figure | None:
         for axis, (column, title, rate) in zip(row, shown, strict=True):
             _draw(axis, frame, column, 100.0 if rate else 1.0, styles)
             axis.set_title(title.format(group=group), fontsize=9.5, fontweight="normal")
-        name = f"{dataset_label(cell.dataset)}\n{backbone_label(cell.backbone)}"
+        name = f"{dataset_label(cell.dataset)}\n{results.backbone_label(cell.backbone)}"
         row[0].set_ylabel(name, fontweight="bold")
     for axis in grid[-1]:
         axis.set_xlabel("Epoch")

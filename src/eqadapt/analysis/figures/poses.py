@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from eqadapt.analysis.comparisons import Seeds
 from eqadapt.analysis.evaluations import Cell, Evaluation
 from eqadapt.analysis.figures import style as s
-from eqadapt.analysis.labels import backbone_label, dataset_label, method_styles
+from eqadapt.analysis.labels import method_styles
 from eqadapt.analysis.results import Results
 from eqadapt.groups.cyclic import parse_group
 
@@ -59,7 +59,7 @@ def chosen_poses(results: Results, cells: list[Cell]) -> Figure | None:
     for row, cell in zip(grid, cells, strict=True):
         for column, (axis, (title, columns)) in enumerate(zip(row, kinds.items(), strict=True)):
             _heatmap(axis, choosing[cell], columns, group.order, labelled=column == 0)
-            name = f"{dataset_label(cell.dataset)}, {backbone_label(cell.backbone)}"
+            name = results.cell_label(cell.dataset, cell.backbone)
             axis.set_title(f"{name}\n{title}" if column == 0 else title, loc="left", fontsize=9.5)
     for axis in grid[-1]:
         axis.set_xlabel("Chosen minus applied angle")

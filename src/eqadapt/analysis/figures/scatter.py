@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from eqadapt.analysis.comparisons import estimate
 from eqadapt.analysis.evaluations import Cell
 from eqadapt.analysis.figures import style as s
-from eqadapt.analysis.labels import MethodStyle, backbone_label, dataset_label, method_styles
+from eqadapt.analysis.labels import MethodStyle, method_styles
 from eqadapt.analysis.results import Results
 from eqadapt.analysis.statistics import Estimate
 
@@ -37,7 +37,7 @@ def upright_vs_cn_avg(results: Results, cells: list[Cell]) -> Figure:
             for method, runs in results.at(cell).items()
         }
         _draw(axis, found, styles, 8.0)
-        axis.set_title(f"{dataset_label(cell.dataset)}, {backbone_label(cell.backbone)}")
+        axis.set_title(results.cell_label(cell.dataset, cell.backbone))
         axis.set_xlabel("Upright accuracy (%)")
         s.clean(axis)
         _magnify(axis, found, styles)

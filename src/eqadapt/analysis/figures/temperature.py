@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from eqadapt.analysis.evaluations import Cell
 from eqadapt.analysis.figures.style import GRID, panels
-from eqadapt.analysis.labels import backbone_label
 from eqadapt.analysis.predictions import METADATA_KEY
 from eqadapt.analysis.results import Results
 from eqadapt.analysis.statistics import Estimate, bootstrap_interval
@@ -74,7 +73,7 @@ def accuracy_against_temperature(results: Results, cells: list[Cell]) -> Figure 
         for space, (colour, dash) in _SPACES.items():
             part = curve.frame[curve.frame["space"] == space].sort_values("temperature")
             _temperature_curve(axis, part, colour, dash, f"mean of {space}")
-        axis.set_title(f"{backbone_label(curve.cell.backbone)}, {curve.cell.group}")
+        axis.set_title(f"{results.backbone_label(curve.cell.backbone)}, {curve.cell.group}")
         axis.set_xscale("log")
         axis.set_xlabel("temperature")
         axis.set_ylabel(f"accuracy over {curve.cell.group} (%)")

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from eqadapt.analysis.comparisons import estimate
 from eqadapt.analysis.evaluations import Cell
 from eqadapt.analysis.figures import style as s
-from eqadapt.analysis.labels import backbone_label, dataset_label, method_styles
+from eqadapt.analysis.labels import dataset_label, method_styles
 from eqadapt.analysis.results import Results
 from eqadapt.analysis.statistics import Estimate
 
@@ -53,7 +53,7 @@ def accuracy_against_training_size(
             if method in found:
                 _draw(axis, found[method], s.line_options(style))
         _decorate(axis, found)
-        axis.set_title(f"{dataset_label(source)}, {backbone_label(backbone)}")
+        axis.set_title(f"{dataset_label(source)}, {results.backbone_label(backbone)}")
     for axis in axes[:: min(3, len(axes))]:
         axis.set_ylabel(f"{cells[0].group}-Avg accuracy (%)")
     s.legend_below(figure, styles.values())
