@@ -9,13 +9,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.text import Text
 from pretend_gpu import pretended_gpu
 
 from eqadapt import cli
 from eqadapt.analysis import outputs
+from eqadapt.analysis.evaluations import Cell
+from eqadapt.analysis.figures import cost
 from eqadapt.analysis.figures.cost import pareto_front
 from eqadapt.analysis.figures.temperature import load_temperatures
+from eqadapt.analysis.labels import method_style
+from eqadapt.analysis.method_table import MethodRow
 from eqadapt.analysis.predictions import load_predictions
+from eqadapt.analysis.statistics import Estimate
 from eqadapt.errors import UserError
 from eqadapt.study import load_study
 from eqadapt.test_time import METHODS
@@ -357,6 +363,51 @@ def test_the_pareto_front_keeps_what_nothing_cheaper_beats():
     points = {"a": (1.0, 50.0), "b": (4.0, 80.0), "c": (4.0, 85.0), "d": (8.0, 84.0), "e": (2, 60)}
     assert pareto_front(points) == ["a", "e", "c"]
     assert pareto_front(points, worth=15.0) == ["a", "c"]
+
+
+def cost_figure(monkeypatch, found):
+    """The figure of methods with (accuracy over the group, passes) as drawn."""
+    rows = [
+        MethodRow(name, value, value, {"backbone_passes": passes}, "", 1)
+        for name, (mean, passes) in sorted(found.items(), key=lambda item: -item[1][0])
+        for value in [Estimate(mean, mean - 1, mean + 1, 1, "images")]
+    ]
+    monkeypatch.setattr(cost, "method_rows", lambda _results, _cell: rows)
+    results = SimpleNamespace(backbone_label=str)
+    return cost.accuracy_against_cost(results, [Cell("digits", "cnn", "frozen", "C4")]), rows
+
+
+@pytest.mark.parametrize("best", [100.0, 99.8, 97.0])
+def test_every_point_is_inside_its_panel(monkeypatch, best):
+    found = {"oracle": (best, 1), "lc": (best - 0.1, 1), "equitune": (40.0, 4), "vanilla": (0.0, 1)}
+    figure, rows = cost_figure(monkeypatch, found)
+    (axis,) = figure.axes
+    low, high = axis.transData.transform([(1, end) for end in axis.get_ylim()])[:, 1]
+    heights = axis.transData.transform([(1, row.average.mean) for row in rows])[:, 1]
+    assert (heights < high - 1).all() and (heights > low - 1).all()
+    assert (np.diff(heights) < 0).all()
+
+
+def test_a_label_is_at_its_own_point_or_joined_to_it(monkeypatch):
+    """Vanilla among others of its cost, and a point of higher cost at the same height."""
+    found = {"vanilla": (41.3, 1), "focal_self_gated": (42.0, 1.48), "equizero": (58.0, 4)}
+    found |= {"moment_frame": (46.0, 1), "pca_frame": (40.0, 1), "fixed_energy": (53.0, 1)}
+    found |= {"oracle": (98.8, 1), "oracle_classes": (98.9, 1), "prlc": (97.0, 1)}
+    found |= {f"its_{k}": (59.0 - k / 4, 4) for k in range(12)}
+    figure, rows = cost_figure(monkeypatch, found)
+    (axis,) = figure.axes
+    figure.draw_without_rendering()
+    number = {method_style(row.method).label: n for n, row in enumerate(rows)}
+    places = cost._side_by_side(rows)
+    spots = axis.transData.transform([(places[r.method], r.average.mean) for r in rows])
+    assert {"Vanilla", "Equizero", "PRLC"} <= {text.get_text() for text in axis.texts}
+    for text in axis.texts:
+        (left, low), (right, high) = Text.get_window_extent(text).get_points()
+        nearest = np.clip(spots, (left, low), (right, high))
+        gaps = np.linalg.norm(spots - nearest, axis=1)
+        own = number[text.get_text()]
+        assert np.argmin(gaps) == own or text.arrow_patch is not None, text.get_text()
+        assert min(gaps) > 0, text.get_text()  # it covers none
 
 
 def test_half_written_files_of_a_killed_job_are_no_temperatures(tmp_path):

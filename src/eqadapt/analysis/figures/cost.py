@@ -32,12 +32,39 @@ _FAMILIES = {
 _UNJOINED = ("search behind a gate", "posterior over poses and classes")
 _NAMED: tuple[str, ...] = ("vanilla", "oracle", "oracle_classes", "posterior_classes")
 _NAMED += ("equitune", "equizero", "ood_energy")
-_TICKS = (0, 10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 88, 90, 92, 94, 95, 96, 97, 98, 99, 99.5)
+_TICKS = (
+    0,
+    10,
+    20,
+    30,
+    40,
+    50,
+    60,
+    70,
+    75,
+    80,
+    85,
+    88,
+    90,
+    92,
+    94,
+    95,
+    96,
+    97,
+    98,
+    99,
+    99.5,
+    99.8,
+    100,
+)
 _FONT = 7.5
 _LINE = 9.5  # points of length from one label to the next
 _ALIGNED = ("right", "left")  # ends of a label above its point
+_JOIN = {"arrowstyle": "-", "color": QUIET, "linewidth": 0.7, "shrinkA": 0.0, "shrinkB": 2.0}
+_SMALLEST = 0.05  # percent added to an error, whose logarithm is drawn
+_Point = tuple[float, float]
+_Place = tuple[float, float, str]  # across, up, and the label's end there
 _Box = tuple[float, float, float, float]
-_BESIDE_REACH = 60.0  # and how far right of a point its label may start
 _WORTH = 0.5  # points of accuracy: less is no reason to name a method of higher cost
 
 
@@ -116,6 +143,13 @@ def _cost_panel(axis: Axes, rows: Sequence[MethodRow]) -> tuple[Mapping[str, flo
     """Draws everything but labels; returns where points stand, and the front."""
     kinds = {row.method: family(row.method) for row in rows}
     places = _side_by_side(rows)
+    rivals = {
+        row.method: (_passes(row), row.average.mean)
+        for row in rows
+        if not method_style(row.method).reference and kinds[row.method] not in _UNJOINED
+    }
+    front = pareto_front(rivals, _WORTH)
+    named = {*front, *_NAMED}
     for row in rows:
         colour, marker = _FAMILIES[kinds[row.method]]
         value = row.average
@@ -133,15 +167,10 @@ def _cost_panel(axis: Axes, rows: Sequence[MethodRow]) -> tuple[Mapping[str, flo
             elinewidth=1.0,
             linestyle="none",
             label=kinds[row.method],
+            zorder=3 if row.method in named else 2,
         )
-    rivals = {
-        row.method: (_passes(row), row.average.mean)
-        for row in rows
-        if not method_style(row.method).reference and kinds[row.method] not in _UNJOINED
-    }
     means = [float(row.average.mean) for row in rows]  # an interval may reach beyond the axis
     _scale_of_errors(axis, max(min(means) - 5.0, 0.0), max(means))
-    front = pareto_front(rivals, _WORTH)
     axis.step(
         [rivals[name][0] for name in front],
         [rivals[name][1] for name in front],
@@ -166,85 +195,133 @@ def _name_points(
     places: Mapping[str, float],
     front: Sequence[str],
 ) -> None:
-    """Labels, each in the first of its places where it covers no point and no other label.
+    """Labels, each in the first of its places that can be told to be its point's own.
 
     The front's first label stands below its point, further ones above theirs if they can; other
-    methods' right of the points.
+    methods' around the points. A line joins a label that is nearer to another point.
     """
     spots = {row.method: _spot(axis, places[row.method], row.average.mean) for row in rows}
+    (left, low), (right, high) = axis.get_window_extent().get_points() * 72.0 / axis.figure.dpi
     taken: list[_Box] = []
     for row in rows:  # the best first
         name = row.method
         if name not in front and name not in _NAMED:
             continue
-        label = method_style(name).label
-        if name == front[0]:
-            wanted = [(3.0, -5.0 - _LINE / 2, "left")]
-        elif name in front:
-            above = [(0.0, 6.0 + _LINE * (k + 0.5), ha) for k in range(5) for ha in _ALIGNED]
-            below = [(3.0, -6.0 - _LINE * (k + 0.5), "left") for k in range(3)]
-            wanted = [*above[:2], *below, *above[2:]]
-        else:
-            wanted = [_beside(spots, name, -k * _LINE) for k in range(5)]
-        boxes = [_box(spots[name], place, label) for place in wanted]
-        free = [n for n, box in enumerate(boxes) if not _covers(box, taken, spots.values())]
-        across, up, ha = wanted[free[0] if free else 0]
-        taken.append(boxes[free[0] if free else 0])
+        spot, label = spots[name], method_style(name).label
+        others = [other for method, other in spots.items() if method != name]
+        boxes = {place: _box(spot, place, label) for place in _wanted(name, front)}
+        free = [
+            place
+            for place, box in boxes.items()
+            if left < box[0] and box[1] < right and low < box[2] and box[3] < high
+            if not _covers(box, taken, spots.values())
+        ]
+        clear = (p for p in free if _near(boxes[p], spot, others) or _joins(spot, p, others))
+        place = next(clear, next(iter(free or boxes)))
+        joined = not _near(boxes[place], spot, others)
+        taken.append(boxes[place])
+        if joined:  # no later label may cover the line
+            taken += [_around(point, 1.0) for point in _line(spot, place)]
         axis.annotate(
             label,
             (places[name], row.average.mean),
-            xytext=(across, up),
+            xytext=place[:2],
             textcoords="offset points",
             fontsize=_FONT,
-            ha=ha,
+            ha=place[2],
             va="center",
             color=INK,
+            arrowprops=_JOIN | {"relpos": (float(place[2] == "right"), 0.5)} if joined else None,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],  # lines may pass below
         )
 
 
-def _beside(
-    spots: Mapping[str, tuple[float, float]], name: str, lower: float
-) -> tuple[float, float, str]:
-    """Where a label stands right of the points that are at its height."""
-    across, up = spots[name]
-    near = [a for a, u in spots.values() if abs(u - up - lower) < _LINE / 2]
-    right = max((a for a in near if abs(a - across) < _BESIDE_REACH), default=across)
-    return max(right, across) - across + 7.0, lower, "left"
+def _wanted(name: str, front: Sequence[str]) -> list[_Place]:
+    """Where a label may stand, as offsets from its point in points of length; the best first."""
+    near: list[_Place] = []
+    if front and name == front[0]:
+        near = [(3.0, -5.0 - _LINE / 2, "left")]
+    elif name in front:
+        above: list[_Place] = [
+            (0.0, 6.0 + _LINE * (k + 0.5), ha) for k in range(5) for ha in _ALIGNED
+        ]
+        below: list[_Place] = [(3.0, -6.0 - _LINE * (k + 0.5), "left") for k in range(3)]
+        near = [*above[:2], *below, *above[2:]]
+    further: list[_Place] = [
+        (side * across, _LINE * step / 2, ha)
+        for across in (7.0, 14.0, 21.0, 35.0, 50.0, 70.0, 90.0)
+        for step in range(-12, 13)
+        for side, ha in ((1, "left"), (-1, "right"))
+    ]
+    return near + sorted(further, key=lambda place: math.hypot(place[0], place[1]))
 
 
-def _box(spot: tuple[float, float], place: tuple[float, float, str], label: str) -> _Box:
+def _box(spot: _Point, place: _Place, label: str) -> _Box:
     """Left, right, lower and upper end of a label, in points of length."""
     width = 0.52 * _FONT * len(label)  # about
     left = spot[0] + place[0] - (width if place[2] == "right" else 0.0)
     return left, left + width, spot[1] + place[1] - _LINE / 2, spot[1] + place[1] + _LINE / 2
 
 
-def _covers(box: _Box, taken: Sequence[_Box], spots: Iterable[tuple[float, float]]) -> bool:
-    """Whether a label covers another one or a point."""
+def _around(point: _Point, reach: float) -> _Box:
+    return point[0] - reach, point[0] + reach, point[1] - reach, point[1] + reach
+
+
+def _covers(box: _Box, taken: Sequence[_Box], spots: Iterable[_Point]) -> bool:
+    """Whether a label covers another one, a line or a point."""
     left, right, low, high = box
-    points = any(left < a < right and low - 1.0 < u < high + 1.0 for a, u in spots)
-    return points or any(
+    return any(
         left < other[1] and other[0] < right and low < other[3] and other[2] < high
-        for other in taken
+        for other in [*taken, *(_around(spot, 2.0) for spot in spots)]
     )
 
 
-def _spot(axis: Axes, place: float, value: float) -> tuple[float, float]:
+def _near(box: _Box, spot: _Point, others: Iterable[_Point]) -> bool:
+    """Whether a label stands at its point, and no other one is as near."""
+    own = _distance(box, spot)
+    return own < _LINE and all(_distance(box, other) > own + 2.0 for other in others)
+
+
+def _distance(box: _Box, point: _Point) -> float:
+    across = max(box[0] - point[0], point[0] - box[1], 0.0)
+    return math.hypot(across, max(box[2] - point[1], point[1] - box[3], 0.0))
+
+
+def _joins(spot: _Point, place: _Place, others: Sequence[_Point]) -> bool:
+    """Whether a line from a label to its point passes no other one on its way."""
+    passed = [p for p in _line(spot, place) if math.dist(p, spot) > 4.0]
+    return all(math.dist(point, other) > 4.0 for point in passed for other in others)
+
+
+def _line(spot: _Point, place: _Place) -> list[_Point]:
+    """Points along the line from a point to the end of its label, one a point of length."""
+    steps = max(2, round(math.hypot(place[0], place[1])))
+    parts = [step / steps for step in range(steps)]
+    return [(spot[0] + part * place[0], spot[1] + part * place[1]) for part in parts]
+
+
+def _spot(axis: Axes, place: float, value: float) -> _Point:
     """Where a point stands in the figure, in points of length."""
     across, up = axis.transData.transform((place, value)) * 72.0 / axis.figure.dpi
     return float(across), float(up)
 
 
 def _scale_of_errors(axis: Axes, low: float, high: float) -> None:
-    """The error on a logarithmic scale, so that good methods are told apart; ticks say accuracy."""
-    highest = 100.0 - 0.7 * (100.0 - min(high, 99.5))
+    """The error on a logarithmic scale, so that good methods are told apart; ticks say accuracy.
+
+    Args:
+        axis: The panel.
+        low: Where it begins, in percent.
+        high: The highest accuracy, which stands below its end.
+    """
+    end = 100.0 + _SMALLEST
+    highest = end - 0.7 * (end - high)
 
     def up(value: Any) -> Any:
-        return -np.log10(np.maximum(100.0 - np.asarray(value, float), 0.05))
+        return -np.log10(np.maximum(end - np.asarray(value, float), _SMALLEST / 10))
 
     def down(height: Any) -> Any:
-        return 100.0 - 10.0 ** -np.asarray(height, float)
+        return end - 10.0 ** -np.asarray(height, float)
 
     axis.set_yscale("function", functions=(up, down))
     axis.set_ylim(low, highest)
