@@ -48,6 +48,7 @@ def study(tmp_path_factory):
     published = ["--published", str(PUBLISHED)]
     for verb, flags in (
         ("metrics", []),
+        ("tables", published),
         ("claims", published),
         ("figures", []),
         ("report", published),
@@ -165,7 +166,7 @@ class Links(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_report_loads_nothing_from_elsewhere(page):
+def test_the_report_loads_nothing_from_elsewhere(study, page):
     links = Links()
     links.feed(page)
     assert links.loads and all(load.startswith("data:image/") for load in links.loads)
@@ -173,7 +174,21 @@ def test_the_report_loads_nothing_from_elsewhere(page):
     assert not re.search(r"url\(\s*['\"]?(?!data:)", page)
     # Well-formed, and every link leads somewhere on the page.
     assert not links.open
-    assert all(anchor.removeprefix("#") in links.ids for anchor in links.anchors)
+    files = [anchor for anchor in links.anchors if not anchor.startswith("#")]
+    assert len(files) == 3 * len(outputs.TABLES) and all((study / file).is_file() for file in files)
+    assert all(anchor[1:] in links.ids for anchor in links.anchors if anchor not in files)
+    outside = study.parent / "elsewhere" / "page.html"
+    argv = ["report", "--results", str(study), "--published", str(PUBLISHED)]
+    assert main([*argv, "--out", str(outside)]) == 0
+    assert 'href="../digits/tables/main-joint-C8.csv"' in outside.read_text(encoding="utf-8")
+
+
+def test_tables_without_any_published_figure_do_not_say_so_in_every_cell(study, page):
+    ours = page[page.index('id="tables"') :].split("</table>")[0]
+    assert "Vanilla" in ours and "n/a" not in ours and 'class="note"' not in ours
+    assert "there is none for this cell" not in page
+    text = (study / "tables/main-joint-C8.md").read_text(encoding="utf-8")
+    assert "(n/a)" not in text.split("Published figures of cells not run here")[0]
 
 
 def test_the_report_shows_the_numbers_that_were_computed(study, page):
@@ -184,7 +199,7 @@ def test_the_report_shows_the_numbers_that_were_computed(study, page):
     vanilla = metrics[metrics["method"] == "vanilla"]
     drop = f"from {100 * vanilla['acc'].mean():.1f}% to {100 * vanilla['cn_avg'].mean():.1f}%"
     assert drop in page
-    for text in ("0123456789abcdef", "d" * 64, "a" * 64, "cpu (synthetic)", "n/a", "96.97 B"):
+    for text in ("0123456789abcdef", "d" * 64, "a" * 64, "cpu (synthetic)", "96.97 B"):
         assert text in page
     assert page.count("<figure>") == len(outputs.FIGURES) + 1
 

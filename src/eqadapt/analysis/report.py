@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,12 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["column_groups"] = column_groups
+    base = Path(os.path.relpath(results.folder, path.parent)).as_posix()
+    environment.globals |= {
+        "column_groups": column_groups,
+        "table_formats": outputs.TABLE_FORMATS,
+        "base": "" if base == "." else f"{base}/",
+    }
     template = environment.get_template("report.html.j2")
     write_text(path, template.render(page(results, published, command)))
     return path

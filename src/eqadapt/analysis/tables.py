@@ -118,7 +118,7 @@ def _main_grid(
             label = results.cell_label(cell.dataset, cell.backbone)
             columns.append(Column(title, label, cell=(cell.dataset, cell.backbone)))
             best[cell.dataset, cell.backbone, metric] = _best(frame, cell, metric)
-    rows = []
+    rows, compared = [], bool((frame["published_percent"] != ABSENT).any())
     for method in methods:
         row = [Text(method_style(method).label)]
         for (dataset, backbone, metric), top in best.items():
@@ -127,13 +127,16 @@ def _main_grid(
                 row.append(Text(f.DASH, quiet=True))
                 continue
             best_of = math.nan if method_style(method).reference else top
-            row.append(_main_text(table[key], best_of))
+            row.append(_main_text(table[key], best_of, compared))
         rows.append(row)
     rules = tuple(n for n, m in enumerate(methods) if method_style(m).reference)
+    notes = (
+        "Behind or below ours: the published figure, its grade, and ours minus it; n/a: there is "
+        "none for this cell. "
+    )
     caption = (
-        f"{INTERVAL_NOTE} {group}-Avg: mean accuracy over the {group} poses. Behind or below ours: "
-        "the published figure, its grade, and ours minus it; n/a: there is none for this cell. "
-        f"Bold: best of a column, the oracle aside. Training: {regime}."
+        f"{INTERVAL_NOTE} {group}-Avg: mean accuracy over the {group} poses. "
+        f"{notes if compared else ''}Bold: best of a column, the oracle aside. Training: {regime}."
     )
     return Grid(columns, rows, caption, rules)
 
@@ -149,11 +152,12 @@ def _best(frame: pd.DataFrame, cell: Cell, metric: str) -> float:
     return float(frame.loc[here, "mean_percent"].max())
 
 
-def _main_text(row: Mapping[Any, Any], best: float) -> Text:
+def _main_text(row: Mapping[Any, Any], best: float, compared: bool) -> Text:
+    """One cell of the grid; ``compared``: the grid has published figures."""
     value = f.with_interval(
         row["mean_percent"], row["low_percent"], row["high_percent"], row["interval"]
     )
-    note = ABSENT
+    note = ABSENT if compared else ""
     if row["published_percent"] != ABSENT:
         gap = f.signed(float(row["difference_points"]))
         note = f"{row['published_percent']:.2f} {row['published_grade']}; {gap}"
