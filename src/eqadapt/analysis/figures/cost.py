@@ -33,30 +33,8 @@ _UNJOINED = ("search behind a gate", "posterior over poses and classes")
 _NAMED: tuple[str, ...] = ("vanilla", "oracle", "oracle_classes", "posterior_classes")
 _NAMED += ("equitune", "equizero", "ood_energy")
 _TICKS = (
-    0,
-    10,
-    20,
-    30,
-    40,
-    50,
-    60,
-    70,
-    75,
-    80,
-    85,
-    88,
-    90,
-    92,
-    94,
-    95,
-    96,
-    97,
-    98,
-    99,
-    99.5,
-    99.8,
-    100,
-)
+    *range(0, 80, 10), 75, 80, 85, 88, 90, 92, *range(94, 100), 99.5, 99.8, 100,
+)  # fmt: skip
 _FONT = 7.5
 _LINE = 9.5  # points of length from one label to the next
 _ALIGNED = ("right", "left")  # ends of a label above its point
