@@ -19,7 +19,7 @@ from eqadapt.datasets.variants import Preparation
 from eqadapt.errors import UserError
 from eqadapt.files import json_dumps
 from eqadapt.methods import get_method
-from eqadapt.study_rules import knows_classes, timm_names, validated
+from eqadapt.study_rules import LISTS, knows_classes, timm_names, validated
 
 TASK = "classification"
 
@@ -370,6 +370,26 @@ def parse_override(text: str) -> dict[str, Any]:
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}
     return dict(nested)
+
+
+def selected(
+    file: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, dict[str, Mapping[str, Any] | None]]:
+    """Lists of names that stand for entries of a study's file, with what the file says of these.
+
+    Args:
+        file: The study as its file has it.
+        config: The study, in which a list of names may have replaced the file's entries.
+
+    Returns:
+        The replaced ones of ``datasets``, ``backbones``, ``groups`` and ``methods``.
+    """
+    found = {}
+    for key in LISTS:
+        entries, names = file.get(key), config.get(key)
+        if isinstance(entries, Mapping) and isinstance(names, list):
+            found[key] = {str(name): entries.get(name) for name in names}
+    return found
 
 
 class UniqueKeys(yaml.SafeLoader):

@@ -41,7 +41,7 @@ _ZERO_SHOT_OPTIONS: dict[str, tuple[type, ...]] = {
     "pretrained": (str,),
 }
 _TEXTS = ("templates", "class_names", "pretrained")  # a class may be called "no", or "007"
-_LISTS = ("datasets", "backbones", "groups", "methods")
+LISTS = ("datasets", "backbones", "groups", "methods")
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 Fault = tuple[str, str, str]
@@ -140,7 +140,7 @@ def _with_read_options(config: dict[str, Any]) -> dict[str, Any]:
 def _normal(config: dict[str, Any]) -> dict[str, Any]:
     """Lists of names as mappings, and sections left empty as empty mappings."""
     config = {"groups": schema()["properties"]["groups"]["default"], **config}
-    for key in _LISTS:
+    for key in LISTS:
         value = config[key]
         pairs = value.items() if isinstance(value, Mapping) else ((name, None) for name in value)
         config[key] = {str(name): dict(options or {}) for name, options in pairs}
@@ -180,7 +180,7 @@ def _filled(value: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]
             filled[key] = deepcopy(value[key])
         elif "default" in sub:
             filled[key] = deepcopy(sub["default"])
-        if isinstance(filled.get(key), Mapping) and ("default" in sub or key in _LISTS):
+        if isinstance(filled.get(key), Mapping) and ("default" in sub or key in LISTS):
             filled[key] = _filled(filled[key], sub)
     others = _resolved(part).get("additionalProperties")
     for key in value:

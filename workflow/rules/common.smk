@@ -20,21 +20,24 @@ from eqadapt.digest import code_id, data_id
 from eqadapt.errors import UserError
 from eqadapt.files import tree_state, write_text
 from eqadapt.methods import get_method
-from eqadapt.study import digest_of, expanded, load_study, read_yaml
+from eqadapt.study import digest_of, expanded, load_study, read_yaml, selected
 from eqadapt.study_rules import schema
 from eqadapt.test_time.plan import load_plan
 
 # A study given by --configfile, or by a workflow that includes this one, stands alone, whatever it
 # lacks; changes by --config alone are to the default study.
-if not workflow.config_settings.configfiles and not set(schema()["required"]) <= set(config):
+STUDY_FILES = list(workflow.config_settings.configfiles)
+if not STUDY_FILES and not set(schema()["required"]) <= set(config):
+    STUDY_FILES.append("config/digits.yaml")
 
     configfile: "config/digits.yaml"
 
 
 try:
-    # Snakemake's own reader takes the last of two keys that are the same.
-    for file in workflow.config_settings.configfiles or ["config/digits.yaml"]:
-        read_yaml(Path(file))
+    for file in STUDY_FILES:
+        # Snakemake's own reader takes the last of two keys that are the same, and a list of names
+        # on the command line in place of the file's entries with all that they say.
+        config |= selected(read_yaml(Path(file)), config)
     STUDY = load_study(config)
     # Studies of test-time methods predict by those, and train canonicalizers for them.
     PLAN = load_plan(STUDY) if STUDY.config["test_time"] else None
