@@ -244,18 +244,24 @@ def test_a_study_that_lacks_its_name_is_not_taken_for_the_default_one(project):
 def test_a_list_of_names_selects_entries_and_keeps_what_they_say(project, tmp_path):
     """A method by its name alone would be trained by another recipe than the file's."""
     study = read_yaml(REPOSITORY / "config" / "cifar10_imagenet_c8.yaml")
-    path = project / "config" / "some.yml"
-    path.write_text(yaml.safe_dump({**study, "study": "some"}), encoding="utf-8")
+    files = {
+        "some": {**study, "study": "some"},
+        "more": {"methods": {"prlc": {"train": {"lr": 7.0e-4}}}},
+    }
+    for name, content in files.items():
+        path = project / "config" / f"{name}.yml"
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
     chosen = ["methods=[vanilla, prlc]", "datasets=[cifar10]", "groups=[C4]", "seeds=[0]"]
-    call = ["-n", "--configfile", "config/some.yml", "--config", *chosen]
+    laid_over = ["config/some.yml", "config/more.yml"]
+    call = ["-n", "--configfile", *laid_over, "--config", *chosen]
     (found,) = snakemake(project, call)
     assert found.status == 0 and found.jobs["train"] == 2, found.said
     (merged,) = (project / "scratch" / "some").glob("study-*.yaml")
     merged = read_yaml(merged)
     assert list(merged["methods"]) == ["vanilla", "prlc"] and list(merged["groups"]) == ["C4"]
-    for key, entry in (("methods", "prlc"), ("datasets", "cifar10")):
-        said = merged[key][entry]
-        assert study[key][entry].items() <= said.items()
+    assert study["datasets"]["cifar10"].items() <= merged["datasets"]["cifar10"].items()
+    prlc = study["methods"]["prlc"]
+    assert merged["methods"]["prlc"] == {**prlc, "train": {**prlc["train"], "lr": 7.0e-4}}
 
 
 def test_a_key_that_stands_twice_is_refused_here_too(project):

@@ -25,6 +25,7 @@ from eqadapt.evaluation import predict_orbit
 from eqadapt.groups import RotationAction, parse_group
 from eqadapt.image_store import on_device
 from eqadapt.methods import get_method
+from eqadapt.modes import evaluating
 from eqadapt.runs import select_runs, write_predictions
 from eqadapt.study import load_study
 from eqadapt.symmetrize import Symmetrized
@@ -108,8 +109,7 @@ def evaluate(
         parse_group(poses), image["interpolation"], image["padding"], image["mask"]
     )
     wrapped = Symmetrized(_Logits(model, len(test.classes)), action, "identity").to(device)
-    modes = [(module, module.training) for module in wrapped.modules()]
-    try:
+    with evaluating(wrapped):
         found = predict_orbit(
             wrapped,
             get_method("vanilla"),
@@ -120,9 +120,6 @@ def evaluate(
             action,
             batch_size or recipe["evaluate"]["batch_size"],
         )
-    finally:
-        for module, mode in modes:
-            module.training = mode
     meta = {
         "task": "classification",
         "dataset": run.dataset,

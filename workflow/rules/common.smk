@@ -9,6 +9,7 @@ of one key reruns what depends on that key. $RESULTS and $SCRATCH are the study'
 import re
 import shlex
 import sys
+from functools import reduce
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -20,7 +21,7 @@ from eqadapt.digest import code_id, data_id
 from eqadapt.errors import UserError
 from eqadapt.files import tree_state, write_text
 from eqadapt.methods import get_method
-from eqadapt.study import digest_of, expanded, load_study, read_yaml, selected
+from eqadapt.study import digest_of, expanded, load_study, merge, read_yaml, selected
 from eqadapt.study_rules import schema
 from eqadapt.test_time.plan import load_plan
 
@@ -34,10 +35,9 @@ if not STUDY_FILES and not set(schema()["required"]) <= set(config):
 
 
 try:
-    for file in STUDY_FILES:
-        # Snakemake's own reader takes the last of two keys that are the same, and a list of names
-        # on the command line in place of the file's entries with all that they say.
-        config |= selected(read_yaml(Path(file)), config)
+    # Snakemake's own reader takes the last of two keys that are the same, and a list of names on the
+    # command line in place of the files' entries with all that they say.
+    config |= selected(reduce(merge, [read_yaml(Path(file)) for file in STUDY_FILES], {}), config)
     STUDY = load_study(config)
     # Studies of test-time methods predict by those, and train canonicalizers for them.
     PLAN = load_plan(STUDY) if STUDY.config["test_time"] else None
