@@ -389,6 +389,7 @@ STUDY = {
             r"train.task_weight: 0, but \w+ has no prior",
         ),
         ({"train": {"views_a_step": 1}}, "views_a_step: 1"),
+        ({"train": {"quarter_views": 1}}, "quarter_views: 1"),
         ({"train": {"teacher_weight": 1.5}}, "teacher_weight: 1.5"),
         (
             {

@@ -81,12 +81,12 @@ def upright_images(count=96, seed=0):
     return LabelledImages(images.to(torch.uint8), labels)
 
 
-def make_trainer(method="prlc", seed=0, state=None, frozen=False, **train):
+def make_trainer(method="prlc", seed=0, state=None, frozen=False, group="C4", **train):
     recipe = make_recipe(**train)
     torch.manual_seed(seed)
     backbone = Backbone(Network(), SIZE, [0.5], [0.5])
     entry = get_method(method)
-    action = build_action(recipe, "C4" if entry.uses_group else "C1")
+    action = build_action(recipe, group if entry.uses_group else "C1")
     looks_at_logits = entry.scorer in VIEW_SCORERS
     scorer = ViewScorer(action) if entry.scorer and not looks_at_logits else None
     if scorer is not None and entry.prior == "classwise":
@@ -282,6 +282,25 @@ def test_drawn_views_teach_the_same_at_a_lower_cost():
     assert same(weights_after(whole), weights_after(all_drawn))
     other = make_trainer("prlc", epochs=1, views_a_step=2)  # nothing to draw from
     assert same(weights_after(other), weights_after(make_trainer("prlc", epochs=1)))
+
+
+def test_quarter_turns_are_drawn_as_often_as_is_said():
+    options = {"group": "C8", "views_a_step": 2}
+    drawn = make_trainer("self_canonicalizer", **options)._other_views(8_000, slice(None))
+    assert torch.bincount(drawn.flatten(), minlength=8)[1:].min() > 900  # 1,143 expected
+    often = make_trainer("self_canonicalizer", quarter_views=0.8, **options)
+    counts = torch.bincount(often._other_views(8_000, slice(None)).flatten(), minlength=8) / 8_000
+    wanted = torch.tensor([0.0] + [0.05, 0.8 / 3] * 3 + [0.05])
+    assert torch.allclose(counts, wanted, atol=0.02)
+    several = make_trainer("self_canonicalizer", quarter_views=0.8, group="C8", views_a_step=6)
+    rows = several._other_views(50, slice(None)).sort(dim=1).values
+    assert (rows.diff(dim=1) > 0).all() and rows.min() >= 1 and rows.max() <= 7  # no repeats
+    # Of C4 all others are such turns: nothing is left to choose.
+    one, other = (
+        make_trainer("self_canonicalizer", epochs=1, views_a_step=2, quarter_views=share)
+        for share in (None, 0.8)
+    )
+    assert same(weights_after(one), weights_after(other))
 
 
 def test_the_prior_of_a_mixture_is_that_of_its_own_pairs():

@@ -103,6 +103,7 @@ _LATER = {
     "prior_schedule": "constant",
     "scorer_start": None,
     "views_a_step": None,
+    "quarter_views": None,
     "teacher_weight": 0.0,
     "teacher_temperature": 2.0,
 }

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -433,7 +434,24 @@ class Trainer:
         if count is None or count >= order or unmixed or self.model.view_scorer is None:
             return None
         drawn = torch.rand(batch, order - 1, device=self.device)[part]
-        return drawn.argsort(dim=1)[:, : count - 1] + 1
+        waits = -torch.log1p(-drawn) / self._view_weights  # the first to come are drawn
+        return waits.argsort(dim=1)[:, : count - 1] + 1
+
+    @cached_property
+    def _view_weights(self) -> Tensor:
+        """(K - 1,) weights by which the steps from an input's own pose are drawn.
+
+        Views a quarter or half a turn away are as crisp as the right one, and most of what is
+        mistaken for it: they may have more than their share.
+        """
+        group, share = self.model.action.group, self.train_options.get("quarter_views")
+        crisp = torch.zeros(group.order)
+        crisp[list(group.exact_elements)] = 1.0
+        crisp, count = crisp[1:], int(crisp[1:].sum())
+        if share is None or count in (0, len(crisp)):
+            return torch.ones_like(crisp).to(self.device)
+        rest = (1.0 - share) / (len(crisp) - count)
+        return torch.where(crisp > 0, share / count, rest).to(self.device)
 
     def _passed(
         self, x: Tensor, scored: Scored, target: Tensor, others: Tensor | None
