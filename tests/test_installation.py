@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import textwrap
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -178,10 +179,42 @@ def test_what_is_told_where_escnn_is_missing_installs_the_versions_of_the_projec
     with pytest.raises(UserError, match="escnn is not installed") as error:
         bases.escnn_version.__wrapped__()
     content = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
-    named = [name for name in content["project"]["dependencies"] if "==" in name]
-    assert {name.partition("==")[0] for name in named} == {"escnn", "lie-learn"}
+    named = content["project"]["optional-dependencies"]["escnn"]
+    assert {re.split("[=<]", name)[0] for name in named} == {"escnn", "lie-learn", "numpy"}
     assert all(name in str(error.value) for name in named)
     assert "pip install --no-deps escnn" in str(error.value)
+
+
+def test_a_canonicalizer_is_built_trained_and_examined_without_escnn():
+    """As ``pip install .`` leaves it; that of the README."""
+    program = textwrap.dedent(
+        """
+        import sys
+        from importlib import metadata
+
+        real = metadata.version
+        def version(name):
+            if name == "escnn":
+                raise metadata.PackageNotFoundError(name)
+            return real(name)
+
+        metadata.version, sys.modules["escnn"], sys.modules["lie_learn"] = version, None, None
+        import torch
+        from eqadapt.cli import main
+        from eqadapt.groups import CyclicGroup
+        from eqadapt.losses import prior_loss
+        from eqadapt.scorers import build_scorer
+
+        scorer = build_scorer("paired_cnn", CyclicGroup(8), in_channels=3, inner="staged_cnn")
+        images, upright = torch.rand(4, 3, 64, 64), torch.zeros(4, dtype=torch.long)
+        prior_loss(scorer(images), upright).backward()
+        assert main("doctor --scorer paired_cnn --option inner=staged_cnn".split()) == 0
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_stage_that_runs_rules_is_redone_after_an_edit_of_any():

@@ -31,6 +31,7 @@ from eqadapt.study import load_study
 _NAMES = (*KEYS[:-1], "trained_group", "trained_on", "tested_on")
 _WORDS = [column for column in (*PROVENANCE, *EXTRA) if column.endswith(("sha256", "hash"))]
 _WORDS += ["commit", "device", "torch", "mask"]
+_MISSING = ["", "nan"]  # no number, as pandas and others write it
 _AXES = {"dataset": "datasets", "backbone": "backbones", "regime": "regimes", "method": "methods"}
 _BEHIND = {"datasets": "source", "backbones": "model"}
 
@@ -384,8 +385,12 @@ def read_csv(path: Path) -> pd.DataFrame:
         UserError: It is no CSV.
     """
     try:
+        columns = pd.read_csv(path, nrows=0).columns
         return pd.read_csv(
-            path, dtype=dict.fromkeys(_WORDS, str), converters=dict.fromkeys(_NAMES, str)
+            path,
+            dtype=dict.fromkeys((*_WORDS, *_NAMES), str),
+            keep_default_na=False,
+            na_values={name: _MISSING for name in columns if name not in _NAMES},
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"not readable as CSV: {error}", where=str(path)) from error
