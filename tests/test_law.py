@@ -126,6 +126,10 @@ def test_the_command_tells_and_fails_where_the_law_is_broken(monkeypatch, capsys
     assert main(["doctor", "--scorer", "stridden", "--group", "C4", "--side", "33"]) == 0
     assert main(["doctor", "--scorer", "stridden", "--option", "width=3"]) == 2
     assert "has no option 'width'" in capsys.readouterr().err
+    assert main(["doctor", "--scorer", "stridden", "--images", "0"]) == 2
+    assert "0 images of side 64" in capsys.readouterr().err
+    assert main(["doctor", "--scorer", "moment_frame", "--group", "C5"]) == 0
+    assert "of no turn that resamples nothing" in capsys.readouterr().out
 
 
 def test_layers_of_escnn_are_asked_too():

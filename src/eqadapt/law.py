@@ -64,7 +64,13 @@ class Break:
 
 
 def smooth_images(count: int, channels: int, side: int, seed: int = 0) -> Tensor:
-    """Images (count, channels, side, side) in [0, 1] without symmetry: enlarged noise."""
+    """Images (count, channels, side, side) in [0, 1] without symmetry: enlarged noise.
+
+    Raises:
+        UserError: No images, or of a single pixel.
+    """
+    if count < 1 or side < 2:
+        raise UserError(f"{count} images of side {side}", fix="1 or more, of side 2 or more")
     noise = torch.rand(count, channels, 8, 8, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(noise, (side, side), mode="bicubic", align_corners=False).clamp(0, 1)
 
