@@ -15,10 +15,10 @@ from benchmarks.peers import (
     load,
     peer_label,
     reference_canonicalizer,
-    smooth_images,
 )
 from benchmarks.registry import Context, Measured, NotAvailable, measure
 from benchmarks.timing import Samples
+from eqadapt.law import smooth_images
 from eqadapt.scorers.bases import filter_basis
 
 REFERENCE_UP_TO = 16  # its C32 network needs ten seconds an image on two cores

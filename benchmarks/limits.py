@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.ours import adapted, default_scorer, timm_backbone
-from benchmarks.peers import smooth_images
 from benchmarks.registry import Context, Measured, measure
 from benchmarks.timing import Samples
+from eqadapt.law import smooth_images
 
 
 @dataclass(frozen=True)

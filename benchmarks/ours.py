@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.peers import settled, smooth_images
+from benchmarks.peers import settled
 from eqadapt.adaptation import ImageScorer
 from eqadapt.backbones import Backbone, build_network, normalisation
 from eqadapt.groups import CyclicGroup, RotationAction
+from eqadapt.law import smooth_images
 from eqadapt.scorers import build_scorer
 from eqadapt.scorers.base import PoseScorer
 from eqadapt.symmetrize import Symmetrized

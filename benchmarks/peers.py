@@ -49,14 +49,6 @@ def peer_label(package: str) -> str:
     return f"{package} {importlib.metadata.version(package)}"
 
 
-def smooth_images(count: int, side: int, seed: int = 0) -> Tensor:
-    """Random images (count, 3, side, side) in [0, 1] that survive resampling: enlarged noise."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.rand(count, 3, 12, 12, generator=generator)
-    images = nn.functional.interpolate(noise, (side, side), mode="bicubic", align_corners=False)
-    return images.clamp(0, 1)
-
-
 def _hyperparameters(order: int, resize: int) -> Any:
     return load("omegaconf").DictConfig(
         {

@@ -9,10 +9,11 @@ import torch
 from benchmarks.ours import adapted, timm_backbone
 from benchmarks.pairs.orbit import evaluation
 from benchmarks.pairs.training import joint_step, plain_step
-from benchmarks.peers import settled, smooth_images
+from benchmarks.peers import settled
 from benchmarks.registry import Context, Measured, measure
 from benchmarks.timing import Samples
 from eqadapt.groups import CyclicGroup, RotationAction
+from eqadapt.law import smooth_images
 from eqadapt.scorers import build_scorer
 from eqadapt.trained import classifiers_channels_last
 

@@ -151,7 +151,8 @@ def test_missing_peer_is_said_and_no_row_invented(tmp_path, capsys) -> None:
 @pytest.mark.skipif(not HAS_REFERENCE, reason="needs the extra benchmarks")
 @pytest.mark.parametrize("order", [4, 8])
 def test_reference_and_ours_are_the_same_network(order: int) -> None:
-    from benchmarks.peers import reference_canonicalizer, same_network, smooth_images
+    from benchmarks.peers import reference_canonicalizer, same_network
+    from eqadapt.law import smooth_images
 
     torch.manual_seed(0)
     reference = reference_canonicalizer(order, 32, CPU, fields=2, resize=24)

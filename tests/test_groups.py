@@ -8,15 +8,9 @@ from hypothesis import strategies as st
 from eqadapt.errors import UserError
 from eqadapt.groups import CyclicGroup, RotationAction, disk_mask, images, parse_group, rotate
 from eqadapt.groups.images import pixel_centres, quarter_turns
+from eqadapt.law import smooth_images
 
 orders = st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16, 24])
-
-
-def smooth_images(count=4, channels=3, size=33, seed=0):
-    """Band-limited random images, on which resampling is accurate."""
-    generator = torch.Generator().manual_seed(seed)
-    small = torch.rand(count, channels, 6, 6, generator=generator)
-    return torch.nn.functional.interpolate(small, (size, size), mode="bicubic").clamp(0, 1)
 
 
 @given(orders, st.data())
@@ -66,7 +60,7 @@ def test_torchvision_agrees_on_the_direction_and_the_centre():
     from torchvision.transforms.functional import rotate as reference
 
     for size in (32, 33):
-        x = smooth_images(size=size) * disk_mask(size, softness=8.0)
+        x = smooth_images(4, size) * disk_mask(size, softness=8.0)
         ours = rotate(x, torch.full((len(x),), 30.0), "bilinear", "zeros")
         theirs = reference(x, 30.0, InterpolationMode.BILINEAR)
         assert (ours - theirs).abs().max() < 1e-5
@@ -108,7 +102,7 @@ def test_act_turn_and_orbit_are_one_action(interpolation):
 @pytest.mark.parametrize("order", [3, 4, 6, 8, 24])
 def test_posed_inputs_are_turned_inputs_and_exact_copies_of_each_other(order):
     group = CyclicGroup(order)
-    action, x = RotationAction(group, "bicubic"), smooth_images(size=17)
+    action, x = RotationAction(group, "bicubic"), smooth_images(4, 17)
     for k in range(order):
         torch.testing.assert_close(action.posed(x, k), action.turn(x, k), atol=1e-4, rtol=0)
         if order % 4 == 0:
@@ -177,7 +171,7 @@ def test_gradients_pass_through_turns_and_change_no_byte(batch):
 
 
 def test_undoing_a_turn_returns_the_image():
-    x = smooth_images(size=65)
+    x = smooth_images(4, 65)
     inside = disk_mask(65, softness=1.0) == 1
     exact, eighths = RotationAction(CyclicGroup(4)), RotationAction(CyclicGroup(8), "bicubic")
     for k in range(4):

@@ -40,7 +40,7 @@ def invariant_network(stride=1, dropout=0.0):
 
 
 def test_what_is_invariant_is_found_so_and_what_is_not_by_how_much():
-    images = smooth_images(8, 3, 33)
+    images = smooth_images(8, 33)
     checks = check_elements(invariant_network(), RotationAction(C8), images, moves=False)
     assert [check.degrees for check in checks] == [45, 90, 135, 180, 225, 270, 315]
     assert [check.element for check in checks if check.exact] == [2, 4, 6]
@@ -59,7 +59,7 @@ def test_scores_must_move_the_way_of_the_turn():
         sides = (x[..., :, -half:], x[..., :half, :], x[..., :, :half], x[..., -half:, :])
         return torch.stack([side.mean(dim=(1, 2, 3)) for side in sides], dim=1)
 
-    images, action = smooth_images(8, 1, 32), RotationAction(C4)
+    images, action = smooth_images(8, 32, 1), RotationAction(C4)
     assert not broken(check_elements(brightest_side, action, images))
     clockwise = check_elements(lambda x: brightest_side(x).flip(1), action, images)
     assert [check.holds for check in clockwise] == [False, True, False]  # half a turn is its own
@@ -70,7 +70,7 @@ def test_scores_must_move_the_way_of_the_turn():
 @pytest.mark.parametrize("name", ["group_cnn", "staged_cnn", "paired_cnn", "plain_cnn"])
 def test_no_layer_of_a_scorer_that_keeps_the_law_is_blamed(name):
     torch.manual_seed(0)
-    group, images = C4 if name == "staged_cnn" else C8, smooth_images(4, 3, 40)
+    group, images = C4 if name == "staged_cnn" else C8, smooth_images(4, 40)
     scorer = build_scorer(name, group, 3, width=4).eval()
     assert not broken(check_elements(scorer, RotationAction(group), images))
     assert first_break(scorer, images) is None
@@ -79,17 +79,17 @@ def test_no_layer_of_a_scorer_that_keeps_the_law_is_blamed(name):
 
 def test_a_stride_that_does_not_fit_the_side_is_named_and_the_sides_that_fit():
     network, action = invariant_network(stride=2), RotationAction(C4)
-    images = smooth_images(8, 3, 32)
+    images = smooth_images(8, 32)
     assert broken(check_elements(network, action, images, moves=False))
     found = first_break(network, images)
     assert (found.name, found.kind, found.shape) == ("2", "InvariantConv", (8, 8, 16, 16))
     assert found.change > 1e-4
     assert sides_that_keep(network, action, images, range(28, 36), moves=False) == [29, 31, 33, 35]
-    assert first_break(network, smooth_images(8, 3, 33)) is None
+    assert first_break(network, smooth_images(8, 33)) is None
 
 
 def test_plain_filters_and_dropout_are_named():
-    images = smooth_images(8, 3, 33)
+    images = smooth_images(8, 33)
     plain = nn.Sequential(nn.Identity(), nn.Conv2d(3, 8, 3), nn.ReLU())
     assert first_break(plain, images).name == "1"
     dropping = invariant_network(dropout=0.5).train()
@@ -153,7 +153,7 @@ def test_layers_of_escnn_are_asked_too():
         def forward(self, x):
             return self.layers(enn.GeometricTensor(x, images)).tensor
 
-    x = smooth_images(4, 3, 32)
+    x = smooth_images(4, 32)
     assert first_break(Network(1).eval(), x) is None
     found = first_break(Network(2).eval(), x)
     assert (found.name, found.kind) == ("layers.2", "R2Conv")

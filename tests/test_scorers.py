@@ -18,6 +18,7 @@ from eqadapt import parts
 from eqadapt.adaptation import ImageScorer
 from eqadapt.errors import UserError
 from eqadapt.groups import CyclicGroup, RotationAction, rotate
+from eqadapt.law import smooth_images
 from eqadapt.scorers import SCORERS, build_scorer
 from eqadapt.scorers.mirrored import Mirrored
 from eqadapt.scorers.plain_cnn import artifact, contrast
@@ -43,12 +44,6 @@ QUARTER_TURNS_ONLY = {"staged_cnn"}
 def group_of(name: str) -> CyclicGroup:
     """The finest group of these tests that a scorer can score."""
     return C4 if name in QUARTER_TURNS_ONLY else C8
-
-
-def smooth_images(count: int, side: int, channels: int = 3, seed: int = 0) -> Tensor:
-    """Images without symmetry that survive resampling: enlarged noise."""
-    noise = torch.randn(count, channels, 8, 8, generator=torch.Generator().manual_seed(seed))
-    return F.interpolate(noise, size=(side, side), mode="bicubic", align_corners=False)
 
 
 def settled(scorer: nn.Module, x: Tensor) -> nn.Module:

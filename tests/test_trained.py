@@ -76,23 +76,23 @@ def test_it_is_the_model_of_the_study(trained, method, tmp_path, monkeypatch):
 
 def test_the_doctor_tells_which_of_them_are_invariant(trained, capsys):
     _, outputs = trained
+
+    def doctor(method):
+        return main(["doctor", "--checkpoint", str(outputs[method][0] / "checkpoint.safetensors")])
+
     for method, parts in (
         ("prlc", ["canonicalizer", "logits"]),
         ("self_canonicalizer", ["logits"]),
     ):
-        assert (
-            main(["doctor", "--checkpoint", str(outputs[method][0] / "checkpoint.safetensors")])
-            == 0
-        )
+        assert doctor(method) == 0
         told = capsys.readouterr().out
         for part in parts:
             assert f"{part} of {method}, C4, 16 images of 16 x 16" in told
         assert told.count("The law holds") == len(parts)
-    plain = ["doctor", "--checkpoint", str(outputs["vanilla"][0] / "checkpoint.safetensors")]
-    with pytest.raises(SystemExit):
-        main(plain)
-    assert "logits of vanilla, C8" in capsys.readouterr().out
-    assert main([*plain[:2], str(outputs["lps"][0] / "checkpoint.safetensors")]) == 2
+    with pytest.raises(SystemExit) as ended:
+        doctor("vanilla")
+    assert ended.value.code == 1 and "logits of vanilla, C8" in capsys.readouterr().out
+    assert doctor("lps") == 2
     assert "lps draws its poses" in capsys.readouterr().err
 
 

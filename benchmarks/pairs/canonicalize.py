@@ -13,11 +13,11 @@ from benchmarks.peers import (
     peer_label,
     reference_canonicalizer,
     same_network,
-    smooth_images,
 )
 from benchmarks.registry import Context, Measured, largest_difference, measure
 from benchmarks.timing import Effort
 from eqadapt.groups import CyclicGroup, RotationAction
+from eqadapt.law import smooth_images
 from eqadapt.parts import SequentialInParts
 from eqadapt.precision import is_fast_in_bfloat16
 

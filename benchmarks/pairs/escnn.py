@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.ours import as_trained
-from benchmarks.peers import load, settled, smooth_images
+from benchmarks.peers import load, settled
 from benchmarks.registry import Context, Measured, largest_difference, measure
 from eqadapt.groups import CyclicGroup
+from eqadapt.law import smooth_images
 from eqadapt.losses import prior_loss
 from eqadapt.scorers import build_scorer
 from eqadapt.scorers.bases import escnn_types

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 
 from benchmarks.ours import adapted, default_scorer, near_ties, timm_backbone
-from benchmarks.peers import smooth_images
 from benchmarks.registry import Context, Measured, largest_difference, measure
 from benchmarks.timing import Effort
+from eqadapt.law import smooth_images
 
 AT_MOST = 1.05
 LONG = Effort(seconds=12.0, rounds=9)  # the ratio is close to one, and to its floor

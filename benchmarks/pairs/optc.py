@@ -19,10 +19,10 @@ from benchmarks.peers import (
     peer_label,
     reference_optimized,
     same_optimized,
-    smooth_images,
 )
 from benchmarks.registry import Context, Measured, largest_difference, measure
 from eqadapt.groups import CyclicGroup, RotationAction
+from eqadapt.law import smooth_images
 
 FLOORS = {1: 5.0, 16: 3.0}
 

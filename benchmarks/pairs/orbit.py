@@ -13,12 +13,12 @@ from benchmarks.peers import (
     load,
     peer_label,
     reference_canonicalizer,
-    smooth_images,
 )
 from benchmarks.registry import Context, Measured, NotComparable, measure
 from benchmarks.timing import Effort
 from eqadapt.evaluation import PassCounter, predict_orbit
 from eqadapt.groups import CyclicGroup, RotationAction
+from eqadapt.law import smooth_images
 from eqadapt.methods import get_method
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import ImagePipeline

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.ours import as_trained, default_scorer, timm_backbone
-from benchmarks.peers import smooth_images
 from benchmarks.registry import Context, Measured, largest_difference, measure
 from eqadapt import parts
 from eqadapt.backbones import Backbone, build_network
 from eqadapt.groups import CyclicGroup
+from eqadapt.law import smooth_images
 from eqadapt.scorers import build_scorer
 
 Network = Callable[[Tensor], Tensor]

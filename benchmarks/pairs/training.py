@@ -16,11 +16,11 @@ from benchmarks.peers import (
     peer_label,
     reference_canonicalizer,
     same_network,
-    smooth_images,
 )
 from benchmarks.registry import Context, Measured, largest_difference, measure
 from benchmarks.rows import Row
 from benchmarks.timing import Effort
+from eqadapt.law import smooth_images
 from eqadapt.losses import prior_loss
 
 AT_MOST = 1.10

@@ -7,9 +7,10 @@ from functools import partial
 import torch
 
 from benchmarks.ours import timm_backbone
-from benchmarks.peers import load, peer_label, smooth_images
+from benchmarks.peers import load, peer_label
 from benchmarks.registry import Context, Measured, largest_difference, measure
 from eqadapt.groups import CyclicGroup, RotationAction
+from eqadapt.law import smooth_images
 from eqadapt.symmetrize import Symmetrized
 
 

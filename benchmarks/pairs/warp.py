@@ -10,10 +10,10 @@ from benchmarks.peers import (
     peer_label,
     reference_canonicalizer,
     rounded_angles,
-    smooth_images,
 )
 from benchmarks.registry import Context, Measured, largest_difference, measure
 from eqadapt.groups import CyclicGroup, RotationAction
+from eqadapt.law import smooth_images
 
 
 @measure("warp", "The warp alone, poses given, against the reference's padded rotation")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from eqadapt.errors import UserError
 from eqadapt.groups import RotationAction
@@ -63,15 +64,24 @@ class Break:
     shape: tuple[int, ...]
 
 
-def smooth_images(count: int, channels: int, side: int, seed: int = 0) -> Tensor:
-    """Images (count, channels, side, side) in [0, 1] without symmetry: enlarged noise.
+def smooth_images(count: int, side: int, channels: int = 3, seed: int = 0) -> Tensor:
+    """Images without symmetry that survive resampling: enlarged noise.
+
+    Args:
+        count: How many.
+        side: In pixels.
+        channels: 1 for grey images, 3 for colour.
+        seed: Of the noise.
+
+    Returns:
+        (count, channels, side, side) float32 in [0, 1].
 
     Raises:
         UserError: No images, or of a single pixel.
     """
     if count < 1 or side < 2:
         raise UserError(f"{count} images of side {side}", fix="1 or more, of side 2 or more")
-    noise = torch.rand(count, channels, 8, 8, generator=torch.Generator().manual_seed(seed))
+    noise = torch.rand(count, channels, 6, 6, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(noise, (side, side), mode="bicubic", align_corners=False).clamp(0, 1)
 
 
@@ -143,13 +153,11 @@ def first_break(network: nn.Module, images: Tensor) -> Break | None:
     Returns:
         That layer; None where all keep their sums.
     """
-    upright = _sums(network, images)
-    turned = [_sums(network, torch.rot90(images, quarter, (-2, -1))) for quarter in (1, 2, 3)]
-    for place, (module, name, total, shape) in enumerate(upright):
-        others = [sums[place][2] for sums in turned if place < len(sums)]
-        change = max(abs(other - total) for other in others) / max(total, 1e-30)
+    passes = (_sums(network, torch.rot90(images, quarter, (-2, -1))) for quarter in range(4))
+    for (name, kind, total, shape), *others in zip(*passes, strict=False):
+        change = max(abs(other - total) for _, _, other, _ in others) / max(total, 1e-30)
         if change > LAYER_TOLERANCE:
-            return Break(name, type(module).__name__, change, shape)
+            return Break(name, kind, change, shape)
     return None
 
 
@@ -166,23 +174,27 @@ def sides_that_keep(
         resized = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
         try:
             checks = check_elements(network, action, resized, moves)
-        except (UserError, RuntimeError):  # what torch says of sides that do not fit
+        except (
+            UserError,
+            RuntimeError,
+            AssertionError,
+        ):  # torch and timm, of its side
             continue
         if not broken(checks):
             kept.append(side)
     return kept
 
 
-def _sums(network: nn.Module, images: Tensor) -> list[tuple[nn.Module, str, float, tuple]]:
-    """Each layer that ran, its name, the sum of its squared outputs, and their shape."""
-    found: list[tuple[nn.Module, str, float, tuple]] = []
+def _sums(network: nn.Module, images: Tensor) -> list[tuple[str, str, float, tuple[int, ...]]]:
+    """Name and class of each module that ran, the sum of its squared outputs, and their shape."""
+    found: list[tuple[str, str, float, tuple[int, ...]]] = []
 
-    def look_at(module: nn.Module, name: str) -> Any:
+    def look_at(module: nn.Module, name: str) -> RemovableHandle:
         def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
             values = getattr(output, "tensor", output)
             if isinstance(values, Tensor) and values.is_floating_point():
                 total = float(values.double().square().sum())
-                found.append((module, name, total, tuple(values.shape)))
+                found.append((name, type(module).__name__, total, tuple(values.shape)))
 
         return module.register_forward_hook(hook)
 

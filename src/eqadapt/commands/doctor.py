@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print a report; exit status 1 where the law is broken under quarter turns."""
-    checks = _checkpoint(args) if args.checkpoint else _scorer(args)
-    if not checks:
+    keeps = _checkpoint(args) if args.checkpoint else _scorer(args)
+    if not keeps:
         raise SystemExit(1)
 
 
@@ -55,7 +55,7 @@ def _scorer(args: argparse.Namespace) -> bool:
     group = parse_group(args.group)
     torch.manual_seed(0)
     scorer = build_scorer(args.scorer, group, args.channels, **options)
-    images = smooth_images(args.images, args.channels, args.side or 64)
+    images = smooth_images(args.images, args.side or 64, args.channels)
     name = f"scorer {args.scorer}, {group.name}"
     return _examine(name, scorer.train(args.training), RotationAction(group), images, scorer)
 
@@ -77,13 +77,16 @@ def _checkpoint(args: argparse.Namespace) -> bool:
             where=str(args.checkpoint),
         )
     side = args.side or section["image"]["size"]
-    images = smooth_images(args.images, section["channels"], side)
+    images = smooth_images(args.images, side, section["channels"])
     action = build_action(section, meta["group"] if method.uses_group else args.group)
     keeps = True
     if model.scorer is not None:
         name = f"canonicalizer of {method.name}, {action.group.name}"
         keeps = _examine(name, model.scorer, action, images, model.scorer)
-    logits: Callable[[Tensor], Tensor] = lambda x: model(x).logits  # noqa: E731
+
+    def logits(x: Tensor) -> Tensor:
+        return model(x).logits
+
     name = f"logits of {method.name}, {action.group.name}"
     return _examine(name, logits, action, images, None) and keeps
 
