@@ -434,7 +434,7 @@ class Trainer:
         if count is None or count >= order or unmixed or self.model.view_scorer is None:
             return None
         drawn = torch.rand(batch, order - 1, device=self.device)[part]
-        # What torch.multinomial does, from the draws of runs without weights, which stay as they were.
+        # As torch.multinomial, but with equal weights the draws of runs from before there were any.
         waits = -torch.log1p(-drawn) / self._view_weights
         return waits.argsort(dim=1)[:, : count - 1] + 1
 
