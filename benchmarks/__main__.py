@@ -80,7 +80,7 @@ def _measure_apart(args: argparse.Namespace, names: list[str]) -> int:
 def _measure(args: argparse.Namespace, names: list[str]) -> int:
     import torch
 
-    from benchmarks import measures, rows
+    from benchmarks import measures
     from benchmarks.registry import Context, NotComparable
     from eqadapt.adaptation import choose_device
 
@@ -89,25 +89,43 @@ def _measure(args: argparse.Namespace, names: list[str]) -> int:
     # float32 on both sides, as the proofs of equality ask
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     context = Context(choose_device(args.device), threads, args.quick, args.minutes)
-    table = args.out / "speed.csv"
-    done = [row for row in rows.read(table) if row.device == context.device_label]
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # of processes that a measure starts
     failed = 0
     for name in names:
-        if args.resume and any(rows.belongs(row, name) for row in done):
-            continue
-        print(f"{name}: {measures.MEASURES[name].summary}", file=sys.stderr, flush=True)
-        start, fresh = time.perf_counter(), []
-        try:
-            for row in measures.MEASURES[name].run(context):
-                fresh.append(row)
-                print(f"  {_line(row)}", file=sys.stderr, flush=True)
-        except NotComparable as error:
-            failed += 1
-            print(f"  left out: {error}", file=sys.stderr, flush=True)
-        if fresh:
-            rows.replace(table, name, context.device_label, fresh, measures.ORDER)
-        print(f"  {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        if not (args.resume and _done(args.out / "speed.csv", name, context.device_label)):
+            print(f"{name}: {measures.MEASURES[name].summary}", file=sys.stderr, flush=True)
+            start = time.perf_counter()
+            try:
+                _rows_of(name, context, args.out / "speed.csv")
+            except NotComparable as error:
+                failed += 1
+                print(f"  left out: {error}", file=sys.stderr, flush=True)
+            print(f"  {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     return failed
+
+
+def _done(table: Path, name: str, device: str) -> bool:
+    from benchmarks import rows
+
+    if f"{name} on {device}" in rows.unfinished(table):
+        return False
+    return any(row.device == device and rows.belongs(row, name) for row in rows.read(table))
+
+
+def _rows_of(name: str, context, table: Path) -> None:
+    """Take a measure; each row is in the file as soon as it is there."""
+    from benchmarks import measures, rows
+
+    device, fresh = context.device_label, []
+    for row in measures.MEASURES[name].run(context):
+        if not fresh:
+            rows.set_unfinished(table, name, device, True)
+        fresh.append(row)
+        rows.replace(table, name, device, fresh, measures.ORDER, whole=False)
+        print(f"  {_line(row)}", file=sys.stderr, flush=True)
+    if fresh:
+        rows.replace(table, name, device, fresh, measures.ORDER)
+        rows.set_unfinished(table, name, device, False)
 
 
 def _line(row) -> str:

@@ -8,9 +8,8 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.ours import adapted, default_scorer, timm_backbone
+from benchmarks.ours import adapted, default_scorer, operations, timm_backbone
 from benchmarks.registry import Context, Measured, measure
 from benchmarks.timing import Samples
 from eqadapt.law import smooth_images
@@ -76,18 +75,19 @@ def _stages(context: Context, machine: Machine, name: str, side: int, batch: int
         default_scorer(8, side, context.device, **context.default_options()), backbone
     ).eval()
     x = smooth_images(batch, side).to(context.device)
-    chosen = torch.arange(batch, device=context.device) % 8
+    # from 45 degrees on if there is one image only: at 0 it would only be copied
+    chosen = (torch.arange(batch, device=context.device) + (batch == 1)) % 8
     scorer = model.scorer
     assert scorer is not None
     stages: dict[str, tuple[Callable[[], object], float, float]] = {
         "warp": (lambda: model.action.undo(x, chosen), 0.0, 2.0 * _bytes(x)),
-        "scorer": (lambda: scorer(x), _operations(scorer, x), _bytes(x) + _weights(scorer)),
-        "backbone": (lambda: backbone(x), _operations(backbone, x), _bytes(x) + _weights(backbone)),
+        "scorer": (lambda: scorer(x), operations(scorer, x), _bytes(x) + _weights(scorer)),
+        "backbone": (lambda: backbone(x), operations(backbone, x), _bytes(x) + _weights(backbone)),
     }
     found = context.compare({key: stage[0] for key, stage in stages.items()})
     total = sum(samples.median for samples in found.values())
-    for key, (_, operations, moved) in stages.items():
-        arithmetic, memory = operations / machine.rate, moved / machine.bandwidth
+    for key, (_, computed, moved) in stages.items():
+        arithmetic, memory = computed / machine.rate, moved / machine.bandwidth
         ours = found[key]
         yield context.row(
             "limits_stage",
@@ -98,18 +98,12 @@ def _stages(context: Context, machine: Machine, name: str, side: int, batch: int
             ratio=max(arithmetic, memory) / ours.median,
             our_iqr_seconds=ours.iqr,
             our_peak_mb=ours.peak_mb,
-            our_mmac=operations / 2e6 / batch,
+            our_mmac=computed / 2e6 / batch,
             repeats=len(ours.seconds),
             note=f"{ours.median / total:.1%} of the whole; bound by "
             f"{'arithmetic' if arithmetic > memory else 'memory'}; the ratio is the share of the "
             "limit that is reached",
         )
-
-
-def _operations(network: Callable[[Tensor], object], x: Tensor) -> float:
-    with FlopCounterMode(display=False) as counter:
-        network(x)
-    return float(counter.get_total_flops())
 
 
 def _bytes(x: Tensor) -> float:

@@ -27,7 +27,8 @@ class Row:
         outputs_max_difference: Largest absolute difference of the outputs, where the pair claims
             the same computation.
         versions: Of everything that ran.
-        floor: The smallest ratio that counts as reached; empty where none is set.
+        floor: The smallest ratio that counts as reached; empty where none is set. Where both
+            accuracies are given, ours must not be lower, too.
         repeats: Samples a side.
         peer_iqr_seconds: Interquartile range of the peer's samples.
         our_iqr_seconds: The same of ours.
@@ -73,7 +74,17 @@ class Row:
         """Whether the floor is reached; None where there is none."""
         if self.floor is None or self.ratio is None:
             return None
-        return self.ratio >= self.floor
+        return self.ratio >= self.floor and self.as_accurate is not False
+
+    @property
+    def as_accurate(self) -> bool | None:
+        """Whether our accuracies are not below the peer's; None where they are not compared."""
+        pairs = (
+            (self.our_pose_accuracy, self.peer_pose_accuracy),
+            (self.our_cn_avg, self.peer_cn_avg),
+        )
+        given = [(ours, theirs) for ours, theirs in pairs if None not in (ours, theirs)]
+        return all(ours >= theirs for ours, theirs in given) if given else None  # type: ignore[operator]
 
 
 TEXT = {"measure", "setting", "device", "peer", "versions", "note", "commit"}
@@ -120,7 +131,12 @@ def belongs(row: Row, measure: str) -> bool:
 
 
 def replace(
-    path: Path, measure: str, device: str, fresh: Sequence[Row], order: Sequence[str]
+    path: Path,
+    measure: str,
+    device: str,
+    fresh: Sequence[Row],
+    order: Sequence[str],
+    whole: bool = True,
 ) -> None:
     """Put the fresh rows of a measure on a device in the place of the old ones.
 
@@ -130,11 +146,39 @@ def replace(
         device: On which they were taken; rows of other devices stay.
         fresh: The new rows.
         order: Names of all measures, in the order of the file.
+        whole: Whether the measure is done. If not, old rows stay where no fresh one has the same
+            name and setting.
     """
-    kept = [row for row in read(path) if row.device != device or not belongs(row, measure)]
+    settings = {(row.measure, row.setting) for row in fresh}
+
+    def stays(row: Row) -> bool:
+        if row.device != device or not belongs(row, measure):
+            return True
+        return not whole and (row.measure, row.setting) not in settings
 
     def place(row: Row) -> tuple[str, int]:
         places = [number for number, name in enumerate(order) if belongs(row, name)]
         return row.device, places[0] if places else len(order)
 
+    kept = [row for row in read(path) if stays(row)]
     write(path, sorted([*kept, *fresh], key=place))  # stable: a measure's rows stay in turn
+
+
+def unfinished(path: Path) -> set[str]:
+    """The measures, each with its device, that were begun and did not come to their end."""
+    note = _note(path)
+    return set(note.read_text(encoding="utf-8").splitlines()) if note.is_file() else set()
+
+
+def set_unfinished(path: Path, measure: str, device: str, value: bool) -> None:
+    """Write beside the file ``path`` that a measure was begun, or that it came to its end."""
+    found, entry = unfinished(path), f"{measure} on {device}"
+    found = found | {entry} if value else found - {entry}
+    if found:
+        write_text(_note(path), "".join(f"{line}\n" for line in sorted(found)))
+    else:
+        _note(path).unlink(missing_ok=True)
+
+
+def _note(path: Path) -> Path:
+    return path.with_name("unfinished.txt")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import resource
 import statistics
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.pairs.startup import COMMAND, TRAINING, seconds
@@ -29,23 +30,57 @@ class Process:
         wall: Seconds from start to end.
         cpu: Seconds of processor time.
         memory: Peak resident MiB.
+        end: When it ended, in seconds since 1970.
     """
 
     stage: str
     wall: float
     cpu: float
     memory: float
+    end: float
 
 
 def processes(logs: Path) -> Iterator[Process]:
-    """The processes that left a record under ``logs``."""
+    """The processes that left a record under ``logs``.
+
+    Snakemake looks at a process every half a minute, so the processor time that it saw last lacks
+    what came after. The load that it saw until then is taken for all of the process.
+    """
     for path in sorted(logs.rglob("*.tsv")):
         stage = path.relative_to(logs).parts[0].removesuffix(".tsv")
         with path.open(newline="", encoding="utf-8") as stream:
             for line in csv.DictReader(stream, delimiter="\t"):
                 if line["cpu_time"] not in ("", "-", "NA"):
-                    cpu, memory = float(line["cpu_time"]), float(line["max_rss"])
-                    yield Process(stage, float(line["s"]), cpu, memory)
+                    wall, memory = float(line["s"]), float(line["max_rss"])
+                    cpu = max(float(line["cpu_time"]), wall * float(line["mean_load"]) / 100)
+                    yield Process(stage, wall, cpu, memory, path.stat().st_mtime)
+
+
+def busy_seconds(found: Sequence[Process]) -> float:
+    """Seconds in which one process or more ran."""
+    total, until = 0.0, float("-inf")
+    for start, end in sorted((p.end - p.wall, p.end) for p in found):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
+
+
+def origin(runs: Path) -> tuple[str, str]:
+    """The device and the commit of a study's runs.
+
+    Raises:
+        NotAvailable: There are none, or they are of several devices or commits.
+    """
+    found = set()
+    for path in sorted(runs.glob("*/run.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found.add((str(record["device"]), str(record["commit"])))
+    if len(found) != 1:
+        raise NotAvailable(
+            f"{runs} has runs of {len(found)} devices or commits, so its times are no one's: "
+            f"run `make ARGS='--forcerun train'`"
+        )
+    return found.pop()
 
 
 def startup_cpu(code: str, rounds: int) -> float:
@@ -65,6 +100,14 @@ def study(context: Context) -> Measured:
     found = list(processes(context.root / "logs" / STUDY))
     if not found:
         raise NotAvailable(f"no records of the {STUDY} study: run `make` first")
+    device, commit = origin(context.root / "results" / STUDY / "runs")
+    if not context.device_label.startswith(device):
+        raise NotAvailable(f"the {STUDY} study ran on {device}: run `make` here")
+    for row in _rows(context, found):
+        yield replace(row, commit=commit)
+
+
+def _rows(context: Context, found: Sequence[Process]) -> Measured:
     rounds = 1 if context.quick else 3
     codes = {
         p.stage: TRAINING if p.stage in COMPUTES else CODE.get(p.stage, ANALYSIS) for p in found
@@ -82,6 +125,14 @@ def study(context: Context) -> Measured:
             repeats=len(mine),
             note=f"{len(mine)} processes; {cpu:.0f} s of processor time, {cpu / total:.0%} of all",
         )
+    yield context.row(
+        "study",
+        f"{STUDY}: wall time",
+        our_seconds=busy_seconds(found),
+        repeats=1,
+        note=f"in which one or more of {len(found)} processes ran; without Snakemake's own start, "
+        "the decoding of the images and the notebooks",
+    )
     starting = sum(cost[codes[p.stage]] for p in found)
     yield context.row(
         "study",

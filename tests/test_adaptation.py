@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from eqadapt import evaluation
 from eqadapt.adaptation import ImageKind, build_backbone, build_model, choose_device
 from eqadapt.backbones import Backbone, build_network, load_weights_file, to_size
 from eqadapt.errors import UserError
@@ -116,8 +117,18 @@ def test_sharing_logits_saves_the_passes_of_turned_copies():
     model, data = adapted("lc", "C4"), images(4)
     with PassCounter(model.backbone) as counter:
         predict(model, "lc", data)
-    # One plain forward to count, one pass an image upright and one at 45 degrees.
-    assert counter.images == 3 * len(data)
+    # One image is passed to count, and each one upright and at 45 degrees.
+    assert counter.images == 1 + 2 * len(data)
+
+
+def test_drawn_predictions_do_not_depend_on_the_counting_of_passes(monkeypatch):
+    model, data = adapted("lps"), images(6)
+    torch.manual_seed(0)
+    found = predict(model, "lps", data)
+    monkeypatch.setattr(evaluation, "_counted_passes", lambda *_: 0.0)
+    torch.manual_seed(0)
+    uncounted = predict(model, "lps", data)
+    assert found.passes > 0 and (found.score == uncounted.score).all()
 
 
 def test_the_oracle_undoes_every_pose():

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks import figures, measures, rows, table
 from benchmarks.__main__ import main
+from benchmarks.ours import operations
 from benchmarks.registry import Context, NotAvailable, NotComparable, largest_difference
 from benchmarks.rows import Row
+from benchmarks.study import Process, busy_seconds, origin, processes
 from benchmarks.timing import QUICK, Effort, Samples, compare, peak_memory, ratio_spread
 
 CPU = torch.device("cpu")
@@ -77,6 +81,70 @@ def test_floor_is_reached_or_not_or_absent() -> None:
     assert _row("warp", ratio=10.0, floor=10.0).met is True
     assert _row("warp", ratio=9.9, floor=10.0).met is False
     assert _row("warp", ratio=9.9).met is None
+
+
+def test_speed_at_a_lower_accuracy_does_not_count() -> None:
+    reached = {"ratio": 60.0, "floor": 50.0, "peer_pose_accuracy": 0.5, "peer_cn_avg": 0.7}
+    equal = _row("quality_pair", **reached, our_pose_accuracy=0.5, our_cn_avg=0.7)
+    assert equal.as_accurate and equal.met is True
+    for lower in ({"our_pose_accuracy": 0.4, "our_cn_avg": 0.8}, {"our_cn_avg": 0.6}):
+        row = _row("quality_pair", **reached, **lower)
+        assert not row.as_accurate and row.met is False
+    assert _row("warp", ratio=10.0, floor=10.0).as_accurate is None
+
+
+def test_measure_that_stops_keeps_its_rows_and_is_taken_up_again(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    def rows_of(settings: str, stops: bool):
+        def run(context: Context):
+            for setting in settings:
+                yield context.row("warp", setting, our_seconds=1.0, note=settings)
+            if stops:
+                raise NotAvailable("no such peer")
+
+        return run
+
+    def notes(settings: str, stops: bool, *more: str) -> dict[str, str]:
+        warp = measures.MEASURES["warp"]
+        monkeypatch.setitem(measures.MEASURES, "warp", replace(warp, run=rows_of(settings, stops)))
+        given = ["--only", "warp", "--device", "cpu", "--rows-only", "--out", str(tmp_path)]
+        assert main([*given, *more]) == int(stops)
+        return {row.setting: row.note for row in rows.read(tmp_path / "speed.csv")}
+
+    assert notes("ab", False) == {"a": "ab", "b": "ab"}
+    assert notes("bc", True) == {"a": "ab", "b": "bc", "c": "bc"}
+    assert "no such peer" in capsys.readouterr().err
+    assert notes("d", False, "--resume") == {"d": "d"}  # begun before, and not finished
+    assert notes("e", False, "--resume") == {"d": "d"}
+    assert [path.name for path in tmp_path.iterdir()] == ["speed.csv"]
+
+
+def test_complex_products_count_as_four_real_ones() -> None:
+    a, b = torch.randn(2, 3, 4), torch.randn(2, 4, 5)
+    assert operations(lambda x: x @ b, a) == 2 * 2 * 3 * 4 * 5
+    turned = torch.complex(b, b)
+    assert operations(lambda x: torch.complex(x, x) @ turned, a) == 4 * 2 * 2 * 3 * 4 * 5
+
+
+def test_study_is_timed_by_what_its_processes_and_runs_say(tmp_path) -> None:
+    def process(end: float, wall: float) -> Process:
+        return Process("train", wall, wall, 1.0, end)
+
+    assert busy_seconds([process(10, 10), process(12, 4), process(30, 5)]) == 17
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "train.tsv").write_text("s\tmax_rss\tmean_load\tcpu_time\n50\t9\t80\t30\n")
+    (found,) = processes(logs)
+    assert (found.stage, found.wall, found.cpu, found.memory) == ("train", 50, 40, 9)
+    for seed, commit in enumerate("aab"):
+        (tmp_path / f"runs/{seed}").mkdir(parents=True)
+        record = {"device": "a processor", "commit": commit}
+        (tmp_path / f"runs/{seed}/run.json").write_text(json.dumps(record))
+        if commit == "a":
+            assert origin(tmp_path / "runs") == ("a processor", "a")
+    with pytest.raises(NotAvailable, match="2 devices or commits"):
+        origin(tmp_path / "runs")
 
 
 def test_no_measure_writes_rows_of_another() -> None:

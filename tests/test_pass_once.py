@@ -94,7 +94,7 @@ def test_views_shared_by_quarter_turns_are_passed_once(
     model, data, poses = adapted(method, group), images(5), int(group[1:])
     with PassCounter(model.backbone) as counter:
         found = predict(model, method, data, poses=poses, batch=5)
-    assert found.passes == passes and counter.images == (passes + different) * len(data)
+    assert found.passes == passes and counter.images == passes + different * len(data)
     monkeypatch.setattr(Symmetrized, "forward", _forgetful(Symmetrized.forward))
     apart = predict(adapted(method, group), method, data, poses=poses, batch=5)
     assert (apart.prediction == found.prediction).all() and (apart.chosen == found.chosen).all()
@@ -124,13 +124,13 @@ def test_a_classifier_that_rates_views_sees_none_of_them_twice(group, different,
     passed = []
     network = next(part for part in model.scorer.modules() if isinstance(part, EveryView)).network
     network.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
-    counted = int(group[1:]) * len(data)  # the first batch, in one pose, counts the passes
+    views = int(group[1:])  # of the first image, to count the passes
     found = predict(model, "prlc_classwise", data, poses=8, batch=5)
-    assert sum(passed) == different * len(data) + counted
+    assert sum(passed) == different * len(data) + views
     passed.clear()
     monkeypatch.setattr(pass_once, "EveryView", type("Other", (), {}))
     apart = predict(model, "prlc_classwise", data, poses=8, batch=5)
-    assert sum(passed) == 8 * counted + counted
+    assert sum(passed) == 8 * views * len(data) + views
     assert (apart.prediction == found.prediction).all() and (apart.chosen == found.chosen).all()
 
 

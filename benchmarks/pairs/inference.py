@@ -62,9 +62,9 @@ def adapted_rows(
                     outputs_max_difference=largest_difference(
                         output.logits, canonical, 1e-4, "logits of the canonical image"
                     ),
-                    floor=context.floor(1 / AT_MOST) if batch > 1 else None,
-                    note=f"floor: at most {AT_MOST}x the backbone; "
-                    f"{ties:.0%} near-ties scored twice",
+                    floor=context.floor(1 / AT_MOST),
+                    note=f"floor: at most {AT_MOST}x the backbone; outputs compared on the same "
+                    f"canonical image; {ties:.0%} near-ties scored twice",
                 )
 
 

@@ -24,7 +24,7 @@ from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import ImagePipeline
 
 AGREE = 0.99  # other batches round otherwise, and untrained networks have near-ties
-BATCHES = 4  # the counting of passes costs one more pass of the first batch
+BATCHES = 4
 
 
 @measure("orbit", "Evaluation over the C8 orbit against eight passes of a loop, same backbone")

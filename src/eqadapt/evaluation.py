@@ -177,13 +177,13 @@ def predict_orbit(
 
     Returns:
         The columns of the predictions file; ``passes`` is the number of backbone passes an image
-        takes, counted on the first batch in the first pose.
+        takes, counted on the first one in the first pose.
     """
     model.eval()
     group = poses.group if method.scorer == "true_pose" else model.action.group
     chooses = method.scorer == "true_pose" or model.canonicalizes
     columns: dict[str, list[np.ndarray]] = {name: [] for name in _COLUMNS}
-    passes = _counted_passes(model, method, poses, images[:batch_size], pipeline)
+    passes = _counted_passes(model, method, poses, images[:1], pipeline)
     with _sharing(model, method.scorer == "true_pose") as memories:
         for rows, x in batches(images, pipeline, poses, batch_size):
             memories.forget()
@@ -238,10 +238,15 @@ def _counted_passes(
     images: Tensor,
     pipeline: ImagePipeline,
 ) -> float:
-    """Passes of the backbone that an image takes, counted on some images (N, C, h, h)."""
+    """Passes of the backbone that an image takes, counted on some images (N, C, h, h).
+
+    What is drawn for it is drawn on the side: the predictions do not depend on the counting.
+    """
     if not len(images):
         return 0.0
-    with PassCounter(model.backbone) as counter:
+    device = images.device
+    side = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with side, PassCounter(model.backbone) as counter:
         _plain_forward(model, method, poses, poses.masked(pipeline.to_act_size(images)))
     return counter.images / len(images)
 
