@@ -277,3 +277,11 @@ def test_bands_leave_gradients_alone(monkeypatch):
     assert images._bands(x, grids) == 1
     assert images._bands(torch.rand(2, 1, 96, 96), grids) == 1
     assert images._bands(torch.rand(1, 1, 32, 32), action._grids(32, x.device)[1:]) == 1
+
+
+@pytest.mark.parametrize("side", [8, 96])
+def test_no_images_give_no_images(side):
+    x, none = torch.rand(0, 3, side, side), torch.zeros(0, dtype=torch.long)
+    action = RotationAction(CyclicGroup(8))
+    assert action.act(x, none).shape == action.posed(x, 1).shape == x.shape
+    assert action.orbit(x).shape == (0, 8, 3, side, side)

@@ -53,6 +53,12 @@ def test_what_is_invariant_is_found_so_and_what_is_not_by_how_much():
     assert broken(off)
 
 
+def test_a_mask_of_the_action_breaks_no_law():
+    network = nn.Sequential(nn.Flatten(2), nn.LogSoftmax(2), nn.AdaptiveMaxPool1d(1), nn.Flatten())
+    images = smooth_images(4, 33)
+    assert not broken(check_elements(network, RotationAction(C8, mask="disk"), images, moves=False))
+
+
 def test_scores_must_move_the_way_of_the_turn():
     def brightest_side(x):  # right, top, left, bottom: counter-clockwise, as poses are counted
         half = x.shape[-1] // 2

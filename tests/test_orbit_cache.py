@@ -42,7 +42,9 @@ def identity(backbone: Backbone, group: str):
         "upsampling": "bicubic",
     }
     data = {"dataset": "random", "split": "test", "data_sha256": "a" * 64}
-    return orbit_cache.identity({"image": image}, backbone, name="small", group=group, data=data)
+    section = {"model": "cifar_resnet20", "options": {"width": 4}}
+    recipe = {"image": image, "backbone": section}
+    return orbit_cache.identity(recipe, backbone, name="small", group=group, data=data)
 
 
 def computed(backbone: Backbone, order: int, count: int, tmp_path) -> Orbits:

@@ -388,6 +388,10 @@ STUDY = {
             {"train": {"task_weight": 0}, "methods": ["lc"]},
             r"train.task_weight: 0, but \w+ has no prior",
         ),
+        (
+            {"train": {"task_weight": 0}, "methods": ["lc"], "regimes": ["frozen"]},
+            r"train.task_weight: 0, but \w+ has no prior",
+        ),
         ({"train": {"views_a_step": 1}}, "views_a_step: 1"),
         ({"train": {"quarter_views": 1}}, "quarter_views: 1"),
         ({"train": {"teacher_weight": 1.5}}, "teacher_weight: 1.5"),

@@ -1,5 +1,7 @@
 """A run whose canonicalizer begins as that of another study's run."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import yaml
@@ -72,6 +74,27 @@ def test_progress_on_another_start_is_not_gone_on_with(project, monkeypatch):
         assert runner.trainer(run, recipe, model, "x", []).digest != before
     finally:
         path.write_bytes(kept)
+
+
+def test_progress_of_another_number_of_processes_is_not_gone_on_with(project, monkeypatch):
+    monkeypatch.chdir(project)
+    study = load_study(FIRST)
+    files = StudyFiles(*(project / name for name in ("results/first", "scratch", "data/prepared")))
+    run, runner = study.trained_runs()[0], StudyRunner(study, files)
+    recipe, model = study.recipe(run), runner.model(run, study.recipe(run))
+    alone = runner.trainer(run, recipe, model, "x", []).digest
+    monkeypatch.setattr("eqadapt.runs.distributed", SimpleNamespace(size=lambda: 4))
+    assert runner.trainer(run, recipe, model, "x", []).digest != alone
+
+
+def test_a_start_that_was_given_images_normalised_otherwise_is_refused(project, monkeypatch):
+    monkeypatch.chdir(project)
+    other = load_study(merge(SECOND, {"image": {"mean": [0.1], "std": [0.3]}}))
+    files = StudyFiles(*(project / name for name in ("results/x", "scratch/x", "data/prepared")))
+    runner = StudyRunner(other, files, lambda _line: None)
+    run = next(run for run in other.trained_runs() if run.method == "prlc")
+    with pytest.raises(UserError, match=r"mean and standard deviation \[\[0.5\], \[0.5\]\]"):
+        runner.train(run)
 
 
 def test_training_does_not_load_the_test_images(project, monkeypatch):

@@ -397,6 +397,34 @@ def test_pretraining_has_a_digest_of_its_own():
     assert digest() != digest(image={"size": 64})
 
 
+def test_only_what_decides_a_frozen_networks_outputs_is_in_their_digest():
+    run = Run("digits", "resnet_small", "frozen", "vanilla", "C1", 0)
+
+    def digest(**changes):
+        return loaded(**changes).outputs_hash(run)
+
+    assert digest() == digest(train={"prior_weight": 3.0}) == digest(scorer={"width": 4})
+    assert digest() == digest(datasets={"digits": {"limit_test": 50}})
+    assert digest() != digest(image={"size": 64})
+    assert digest() != digest(backbones={"resnet_small": {"options": {"channels": [8, 8, 8, 8]}}})
+    scratch = {
+        "regimes": ["joint", "frozen"],
+        "backbones": {"resnet_small": {"weights": "scratch"}},
+    }
+    assert digest(**scratch) != digest(**scratch, train={"epochs": 3})  # vanilla trains it first
+
+
+def test_prototypes_of_a_models_own_weights_need_those():
+    def models(**section):
+        section = {"model": "resnet18", "weights": "prototypes", **section}
+        return loaded(
+            backbones={"r": section}, regimes=["frozen"], methods=["vanilla"]
+        ).hub_models()
+
+    assert models() == ["resnet18"]
+    assert models(file="somewhere.pth", sha256="ab" * 32) == []
+
+
 def test_digests_of_published_results_stay_what_they_were():
     # A new key of a recipe must not call for all results to be made again: see study._LATER.
     study = loaded()

@@ -189,7 +189,7 @@ def test_a_killed_process_resumes_to_the_same_bytes(tmp_path):
     assert out[0].read_bytes() == out[1].read_bytes()
 
 
-def test_a_truncated_or_foreign_state_is_not_resumed(tmp_path):
+def test_a_truncated_or_foreign_state_is_not_resumed(tmp_path, capsys):
     reference = make_trainer()
     reference.run()
     state = tmp_path / "state.safetensors"
@@ -200,6 +200,7 @@ def test_a_truncated_or_foreign_state_is_not_resumed(tmp_path):
     other = make_trainer(state=state, lr=3e-3)
     other.digest = "another recipe"
     assert len(other.run().history) == 4
+    assert "starts anew" in capsys.readouterr().out
     assert not same(weights(trainer), weights(other))
 
 

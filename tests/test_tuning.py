@@ -332,3 +332,29 @@ def test_the_searches_in_config_are_valid(name):
     for method in search.spaces:
         for backbone in study.config["backbones"]:
             assert len(search.points(method, backbone)) == search.trials
+
+
+def test_a_trial_that_diverges_is_the_worst_and_the_search_goes_on(tmp_path, monkeypatch):
+    from project_fixtures import prepare_digits
+
+    from eqadapt.errors import NotFinite
+    from eqadapt.training import Trainer
+
+    monkeypatch.chdir(tmp_path)
+    prepare_digits(tmp_path)
+    search = search_of(tmp_path)
+    run, diverged = Trainer.run, []
+
+    def diverges_once(self):
+        if not diverged:
+            diverged.append(self)
+            raise NotFinite("the loss is not finite")
+        return run(self)
+
+    monkeypatch.setattr(Trainer, "run", diverges_once)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
+    flags = ["--study", "study.yaml", "--space", "space.yaml", "--method", "vanilla"]
+    assert main(["tune", *flags]) == 0
+    with next(tmp_path.rglob("vanilla.csv")).open(newline="") as stream:
+        found = [float(row["val_cn_avg"]) for row in csv.DictReader(stream)]
+    assert len(found) == search.trials and found.count(0.0) == 1

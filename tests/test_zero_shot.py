@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from eqadapt import checkpoint, cli
+from eqadapt import checkpoint, cli, zero_shot
 from eqadapt.adaptation import ImageKind, build_backbone
 from eqadapt.backbones import Backbone, build_network
 from eqadapt.clip import class_names, prompt_templates, prompt_vectors, text_vectors
@@ -214,6 +214,29 @@ def test_class_vectors_are_kept_and_computed_again_when_something_differs(tmp_pa
         write_class_vectors(path, changed, "insects", train, cpu)
         assert path.read_bytes() != first
     assert float(checkpoint.load(path)[0]["scale"]) == 10.0
+
+
+def test_class_vectors_of_other_code_or_other_hub_weights_are_computed_again(tmp_path, monkeypatch):
+    path, given = tmp_path / "vectors.safetensors", section(tmp_path, shots=2)
+    encoder = build_encoder(given, 3)
+    monkeypatch.setattr(zero_shot, "build_encoder", lambda *_: encoder)
+    hub = tmp_path / "hub.safetensors"
+    monkeypatch.setattr(zero_shot, "hub_file", lambda _model: hub)
+
+    def said(**changes):
+        write_class_vectors(
+            path, recipe({**given, **changes}), "insects", split(), torch.device("cpu")
+        )
+        return checkpoint.load(path)[1]
+
+    of_file = said()
+    hub.write_bytes(b"weights")
+    assert said() == of_file  # of the file, whatever the hub has
+    first = said(file=None)
+    hub.write_bytes(b"other weights")
+    assert said(file=None) != first
+    monkeypatch.setattr(zero_shot, "code_id", lambda *_: "other code")
+    assert said() != of_file
 
 
 def test_a_zero_shot_backbone_needs_vectors_of_its_classes(tmp_path):

@@ -117,20 +117,38 @@ class ImageScorer(nn.Module):
         return ImageScorer(network, self.mean, self.std).eval()
 
 
-def start_scorer(scorer: nn.Module | None, tensors: Mapping[str, Tensor], where: str) -> None:
+def normalised_by(part: Backbone | ImageScorer) -> list[list[float]]:
+    """Mean and standard deviation of each channel that a network's images are normalised with."""
+    return [[round(float(v), 6) for v in values.flatten()] for values in (part.mean, part.std)]
+
+
+def start_scorer(
+    scorer: nn.Module | None, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], where: str
+) -> None:
     """Give a scorer the trained weights that it begins with.
 
     Args:
         scorer: That of the model to be trained.
         tensors: A run's checkpoint: its scorer is taken, or, for the scorer ``classifier`` and
             where it has none, the network of its backbone.
+        meta: What the checkpoint says of itself; of older ones, not how images were normalised.
         where: The checkpoint's path, for messages.
 
     Raises:
-        UserError: The checkpoint has no such weights, or those of another architecture.
+        UserError: The checkpoint has no such weights, those of another architecture, or of a
+            network that was given images normalised otherwise.
     """
     assert isinstance(scorer, ImageScorer)
     own = checkpoint.without_prefix("scorer", tensors, ".")
+    part = "scorer" if own else "backbone"
+    given = meta.get("model", {}).get("normalisation", {}).get(part)
+    if given is not None and given != normalised_by(scorer):
+        raise UserError(
+            f"train.scorer_start: that network was trained on images with mean and standard "
+            f"deviation {given}, and would be given them with {normalised_by(scorer)}",
+            where=where,
+            fix="the first as image.mean and image.std of the study",
+        )
     if own:
         load_state(scorer, own, where)
     elif isinstance(scorer.network, Classifier):
@@ -255,9 +273,37 @@ def build_model(
         return Symmetrized(backbone, action, method.selection, view_scorer=view_scorer)
     network = build_image_scorer(recipe, method, action.group, kind)
     learns = method.learns and recipe.get("train", {}).get("scorer_lr") != 0
-    scorer = ImageScorer(network, backbone.mean, backbone.std, learns)
+    mean, std = _scorer_normalisation(network, recipe, backbone)
+    scorer = ImageScorer(network, mean, std, learns)
     samples = recipe.get("evaluate", {}).get("samples") or method.samples
     return Symmetrized(backbone, action, method.selection, scorer, samples=samples)
+
+
+def _scorer_normalisation(
+    scorer: PoseScorer, recipe: Mapping[str, Any], backbone: Backbone
+) -> tuple[Tensor, Tensor]:
+    """What a scorer's images are normalised with: a pretrained network of timm's as it was
+    pretrained, if the recipe does not say otherwise; else as the backbone's images."""
+    network = getattr(scorer, "network", None)
+    if not recipe["scorer"].get("pretrained") or not isinstance(network, nn.Module):
+        return backbone.mean, backbone.std
+    like, image = backbone.mean, recipe["image"]
+    mean, std = normalisation(network, like.numel(), image["mean"], image["std"])
+    return like.new_tensor(mean).view_as(like), like.new_tensor(std).view_as(like)
+
+
+def restore_normalisation(model: Symmetrized, meta: Mapping[str, Any]) -> None:
+    """Give a model's scorer images as a checkpoint says that its scorer was given them.
+
+    Args:
+        model: Changed in place.
+        meta: What the checkpoint says of itself; older ones say nothing, as all scorers then had
+            the backbone's images.
+    """
+    given = meta.get("model", {}).get("normalisation", {}).get("scorer")
+    if given is not None and isinstance(model.scorer, ImageScorer):
+        for values, buffer in zip(given, (model.scorer.mean, model.scorer.std), strict=True):
+            buffer.copy_(buffer.new_tensor(values).view_as(buffer))
 
 
 def build_image_scorer(

@@ -296,7 +296,8 @@ def normalisation(
     """
     config = getattr(network, "pretrained_cfg", None) or {}
     own_mean, own_std = config.get("mean"), config.get("std")
-    if own_mean is None or len(own_mean) != in_channels or not config.get("hf_hub_id"):
+    has_weights = any(config.get(key) for key in ("hf_hub_id", "url", "file"))
+    if own_mean is None or len(own_mean) != in_channels or not has_weights:
         own_mean, own_std = [0.5] * in_channels, [0.5] * in_channels
     return (
         list(own_mean) if mean is None else _channel_values("mean", mean, in_channels),

@@ -23,3 +23,7 @@ class UserError(Exception):
         if self.fix:
             parts.append(f"  to do: {self.fix}")
         return "\n".join(parts)
+
+
+class NotFinite(UserError):
+    """A loss or outputs that are no finite numbers: the training went wrong, or its recipe did."""

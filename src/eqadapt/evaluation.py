@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eqadapt.errors import UserError
+from eqadapt.errors import NotFinite
 from eqadapt.groups import RotationAction
 from eqadapt.image_store import HostImages
 from eqadapt.methods import Method
@@ -69,7 +69,7 @@ def orbit_accuracy(
         batch_size: Images a batch.
 
     Raises:
-        UserError: An output is not finite.
+        NotFinite: An output is not finite.
     """
     if not len(images):
         return {}
@@ -84,6 +84,8 @@ def orbit_accuracy(
                 output = model(model.action.posed(x, pose))
                 correct[pose] += (output.logits.argmax(dim=1) == labels[rows]).sum()
                 finite &= output.logits.isfinite().all()
+                if output.pose_logits is not None:  # argmax takes no notice
+                    finite &= ~output.pose_logits.isnan().any()
                 if pose == 0 and output.chosen is not None:
                     identities += (output.chosen == 0).sum()
     if not finite:
@@ -110,8 +112,8 @@ def _sharing(model: Symmetrized, turns: bool) -> contextlib.AbstractContextManag
     return contextlib.nullcontext(Memories()) if plain else passing_once(model)
 
 
-def _not_finite() -> UserError:
-    return UserError(
+def _not_finite() -> NotFinite:
+    return NotFinite(
         "the model's outputs are not finite", fix="a smaller train.lr or train.scorer_lr, and train"
     )
 
@@ -173,7 +175,7 @@ def predict_orbit(
         batch_size: Images a batch.
 
     Raises:
-        UserError: An output is not finite.
+        NotFinite: An output is not finite.
 
     Returns:
         The columns of the predictions file; ``passes`` is the number of backbone passes an image
@@ -216,7 +218,7 @@ def _answers(logits: Tensor, chosen: Tensor | None, order: int) -> dict[str, np.
     """The columns that the model decides, of one batch in one pose.
 
     Raises:
-        UserError: An output is not finite.
+        NotFinite: An output is not finite.
     """
     score, prediction = logits.float().softmax(dim=1).max(dim=1)
     if not score.isfinite().all():

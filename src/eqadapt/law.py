@@ -107,7 +107,8 @@ def check_elements(
     Raises:
         UserError: A scorer does not give one output a group element.
     """
-    group, plain = action.group, network(images)
+    # posed as its turned copies are: where the action masks images, these too
+    group, plain = action.group, network(action.posed(images, 0))
     if moves and plain.shape[1:] != (group.order,):
         raise UserError(
             f"outputs of shape {tuple(plain.shape)} are no scores of the {group.order} elements "

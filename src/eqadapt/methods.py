@@ -70,6 +70,12 @@ class Method:
         return self.train_as is None
 
     @property
+    def trains_beside_the_network(self) -> bool:
+        """Whether something of it is trained while the network is frozen."""
+        fixed = (None, "true_pose", "confidence", "entropy", "energy")
+        return self.trains and self.learns and self.scorer not in fixed
+
+    @property
     def turns_inputs(self) -> bool:
         """Whether it is trained on randomly turned images."""
         return self.rotates_input or self.prior in ("rotated", "distilled", "classwise")

@@ -34,6 +34,8 @@ IDENTITY = (
     "split",
     "data_sha256",
     "backbone",
+    "model",
+    "options",
     "weights_sha256",
     "group",
     "interpolation",
@@ -162,7 +164,7 @@ def identity(
     """What identifies the orbits of one split.
 
     Args:
-        recipe: A run's recipe: section ``image``.
+        recipe: A run's recipe: sections ``backbone`` and ``image``.
         backbone: The frozen ``eqadapt.backbones.Backbone``.
         name: The backbone's name in the study.
         group: The group's name.
@@ -174,6 +176,8 @@ def identity(
         "split": data["split"],
         "data_sha256": data["data_sha256"],
         "backbone": name,
+        "model": recipe["backbone"]["model"],
+        "options": recipe["backbone"]["options"],  # some change outputs and have no weights
         "weights_sha256": weights_sha256(backbone.network),
         "group": group,
         "interpolation": image["interpolation"],

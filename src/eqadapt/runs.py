@@ -20,6 +20,7 @@ from eqadapt.adaptation import (
     build_image_scorer,
     build_model,
     choose_device,
+    restore_normalisation,
     start_scorer,
 )
 from eqadapt.backbones import Backbone, count_parameters, hub_file, load_state
@@ -294,10 +295,12 @@ class StudyRunner:
         data = self.data(run.dataset)
         start = self.study.scorer_start(run) if "scorer_start" in recipe["train"] else None
         if start is not None:
-            tensors, _ = checkpoint.load(start)
-            start_scorer(model.scorer, tensors, str(start))
+            tensors, meta = checkpoint.load(start)
+            start_scorer(model.scorer, tensors, meta, str(start))
         begins = self._begins_with(run, recipe) if section == "train" else []
-        where = [self.provenance[key] for key in ("device", "torch")]
+        where: list[Any] = [self.provenance[key] for key in ("device", "torch")]
+        if distributed.size() > 1:
+            where.append(distributed.size())
         identity = [*identity, begins, where, code_id(*TRAINING_CODE)]
         return Trainer(
             model,
@@ -310,6 +313,7 @@ class StudyRunner:
             state_path=self.files.state(stem),
             digest=json_dumps(identity, indent=None),
             report=lambda row: self.say(f"{stem}  {describe(row)}"),
+            say=lambda text: self.say(f"{stem}  {text}"),
             section=section,
         )
 
@@ -401,7 +405,7 @@ class StudyRunner:
                 "best_epoch": result.best_epoch,
             },
         )
-        described = description(recipe, data.kind)
+        described = description(recipe, data.kind, model)
         meta = {**run.as_dict(), **identity, "params_added": added, **described}
         checkpoint.save(self.files.checkpoint(run), model.state_dict(), meta)
 
@@ -452,6 +456,7 @@ class StudyRunner:
         tensors, meta = checkpoint.load(path)
         _check_origin(path, meta, self._origin(run.source))
         load_state(model, tensors, str(path))
+        restore_normalisation(model, meta)
         return model.eval()
 
     def _shell(self, run: Run) -> Symmetrized:

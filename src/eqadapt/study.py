@@ -256,6 +256,20 @@ class Study:
         start = self.start(run)
         return digest_of([run.source.as_dict(), recipe, self.recipe_hash(start) if start else None])
 
+    def outputs_hash(self, run: Run) -> str:
+        """Digest of what decides the outputs of a frozen run's backbone on the images.
+
+        No training decides them, unless the backbone starts as another run left it.
+        """
+        start = self.start(run)
+        if start is not None:
+            return self.recipe_hash(start)
+        recipe = self.recipe(run)
+        for key in ("folder", "limit_test"):  # images are chosen by the settings of the methods
+            recipe["dataset"].pop(key, None)
+        recipe["backbone"].pop("file", None)
+        return digest_of([run.dataset, recipe["dataset"], recipe["backbone"], recipe["image"]])
+
     def pretrain_hash(self, dataset: str, backbone: str) -> str:
         """Digest of what decides the upright pretraining of a backbone on a data set."""
         recipe = self.recipe(Run(dataset, backbone, "joint", "vanilla", "C1", 0))
@@ -295,7 +309,7 @@ class Study:
             scorer = recipe["scorer"]
             if get_method(run.method).scorer == "image" and scorer.get("pretrained"):
                 sections.append({"model": scorer.get("model"), "weights": "pretrained"})
-        models = {str(s["model"]) for s in sections if s["weights"] == "pretrained"}
+        models = {str(s["model"]) for s in sections if _begins_with_its_own(s)}
         return sorted(model for model in models if model.split(".")[0] in timm_names())
 
     def missing_sources(self) -> list[str]:
@@ -333,6 +347,12 @@ class Study:
     def to_yaml(self) -> str:
         """The whole configuration as YAML; loading it gives the same study."""
         return yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _begins_with_its_own(backbone: Mapping[str, Any]) -> bool:
+    """Whether a backbone section names a model's pretrained weights, and no file of others."""
+    weights = backbone["weights"]
+    return weights == "pretrained" or (weights == "prototypes" and not backbone.get("file"))
 
 
 def load_study(

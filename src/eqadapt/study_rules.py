@@ -364,7 +364,9 @@ def _training_sections(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]
 def _task_weights(config: Mapping[str, Any]) -> Iterator[Fault]:
     for name, entry in config["methods"].items():
         method = METHODS.get(name)
-        if method is None or method.prior or not method.trains or config["regimes"] == ["frozen"]:
+        if method is None or method.prior or not method.trains:
+            continue
+        if config["regimes"] == ["frozen"] and not method.trains_beside_the_network:
             continue
         recipes = (over.get("recipes", {}).get(name, {}) for over in config["backbones"].values())
         given = [over.get("train", {}) for over in (entry, *recipes)]

@@ -314,8 +314,9 @@ class Symmetrized(nn.Module):
         Args:
             x: (B, C, H, H).
             poses: (B, P) elements, P of 2 or more: the input's own first, then different others
-                that were drawn at random. Each of these stands for a share of all others, so that
-                the sum over all views is estimated without bias.
+                that were drawn at random. Each of these stands for an equal share of all others: if
+                all were equally likely, the sum over all views is estimated without bias, and the
+                more likely ones weigh more in it if not.
 
         Returns:
             ``pose_logits`` (B, P) and ``pairs`` (B, P, C), in the order of ``poses``.

@@ -10,8 +10,15 @@ import torch
 from torch import nn
 
 from eqadapt import checkpoint
-from eqadapt.adaptation import ImageKind, ImageScorer, build_backbone, build_model
-from eqadapt.backbones import load_state
+from eqadapt.adaptation import (
+    ImageKind,
+    ImageScorer,
+    build_backbone,
+    build_model,
+    normalised_by,
+    restore_normalisation,
+)
+from eqadapt.backbones import Backbone, load_state
 from eqadapt.errors import UserError
 from eqadapt.methods import get_method
 from eqadapt.mirrored import mirrored
@@ -22,14 +29,16 @@ from eqadapt.symmetrize import Symmetrized
 _MODEL = "model"  # the key of the checkpoint's header
 
 
-def description(recipe: Mapping[str, Any], kind: ImageKind) -> dict[str, Any]:
-    """What a checkpoint says of the model it is of, for ``load_trained``.
+def description(recipe: Mapping[str, Any], kind: ImageKind, model: Symmetrized) -> dict[str, Any]:
+    """What a checkpoint says of the model it is of, for ``load_trained`` and ``start_scorer``.
 
     Args:
         recipe: The run's recipe.
         kind: Channels and classes of its data.
+        model: The model.
     """
     backbone = {key: recipe["backbone"][key] for key in ("model", "weights", "options")}
+    parts = {"backbone": model.backbone, "scorer": model.scorer}
     return {
         _MODEL: {
             "backbone": backbone,
@@ -38,6 +47,11 @@ def description(recipe: Mapping[str, Any], kind: ImageKind) -> dict[str, Any]:
             "samples": recipe["evaluate"].get("samples"),
             "channels": kind.channels,
             "classes": kind.classes,
+            "normalisation": {
+                name: normalised_by(part)
+                for name, part in parts.items()
+                if isinstance(part, (Backbone, ImageScorer))
+            },
         }
     }
 
@@ -62,8 +76,9 @@ def load_trained(path: str | Path, method: str | None = None) -> Symmetrized:
 
     Returns:
         The model in evaluation mode, its scorer in plain layers. It takes images (B, C, H, H)
-        float32 in [0, 1], H the study's ``image.size``; ``chosen`` of its output is the pose found,
-        in steps of 360 degrees over the group's order, counter-clockwise.
+        float32 in [0, 1], H the study's ``image.size``, masked as its study masks them:
+        ``model(model.action.masked(x))``. ``chosen`` of its output is the pose found, in steps of
+        360 degrees over the group's order, counter-clockwise.
 
     Raises:
         UserError: No whole checkpoint; one of a version that did not describe its model, or of a
@@ -95,6 +110,7 @@ def load_trained(path: str | Path, method: str | None = None) -> Symmetrized:
     kind = ImageKind(section["channels"], section["classes"])
     model = build_model(recipe, found, meta["group"], kind, build_backbone(recipe, kind))
     load_state(model, tensors, str(path))
+    restore_normalisation(model, meta)
     return for_inference(model.eval(), found.name)
 
 

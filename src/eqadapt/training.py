@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from eqadapt import checkpoint, distributed
 from eqadapt.adaptation import ImageScorer
 from eqadapt.distillation import moved_targets, pose_targets
-from eqadapt.errors import UserError
+from eqadapt.errors import NotFinite, UserError
 from eqadapt.evaluation import orbit_accuracy
 from eqadapt.image_store import HostImages, on_device, strided
 from eqadapt.losses import classwise_prior_loss, prior_loss
@@ -173,6 +173,7 @@ class Trainer:
         state_path: Where progress is kept; None keeps none.
         digest: Identity of recipe and data; a state of another digest is not resumed.
         report: Called with the row of each epoch that is validated.
+        say: Where messages go.
         section: Of the study, where the recipe's ``train`` is from; messages name it.
     """
 
@@ -189,6 +190,7 @@ class Trainer:
         state_path: Path | None = None,
         digest: str = "",
         report: Callable[[Row], None] | None = None,
+        say: Callable[[str], None] = print,
         section: str = "train",
     ) -> None:
         self.model, self.method, self.recipe = model, method, recipe
@@ -200,7 +202,7 @@ class Trainer:
         self.pipeline = ImagePipeline.from_recipe(recipe)
         self.seed, self.frozen = seed, frozen
         self.state_path, self.digest, self.report = state_path, digest, report
-        self.section = section
+        self.section, self.say = section, say
         self.history: list[Row] = []
         self.seconds = 0.0
         self.best_epoch, self.best_score = -1, -math.inf
@@ -303,7 +305,7 @@ class Trainer:
             totals += self._step(rows)
         loss, task, prior, correct = distributed.mean(totals / len(batches)).tolist()
         if not math.isfinite(loss):
-            raise UserError(
+            raise NotFinite(
                 f"the loss is not finite in epoch {epoch}; {self._kept()}",
                 where=str(self.state_path or ""),
                 fix=f"a smaller {self.section}.lr or {self.section}.scorer_lr, or "
@@ -443,7 +445,7 @@ class Trainer:
         """(K - 1,) weights by which the steps from an input's own pose are drawn.
 
         Views a quarter or half a turn away are as crisp as the right one, and most of what is
-        mistaken for it: they may have more than their share.
+        mistaken for it: they may have more than their share, of the draws and so of the loss.
         """
         group, share = self.model.action.group, self.train_options.get("quarter_views")
         crisp = torch.zeros(group.order)
@@ -546,6 +548,10 @@ class Trainer:
         except UserError:
             return  # a broken state is no state: start over
         if meta.get("digest") != self.digest:
+            self.say(
+                f"starts anew: {self.state_path} has {len(meta.get('history', []))} epochs of "
+                "another recipe, code, processor or number of processes, or on other data"
+            )
             return
         self.model.load_state_dict(checkpoint.without_prefix("model", tensors))
         checkpoint.unpack_optimizer(

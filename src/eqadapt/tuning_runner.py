@@ -11,6 +11,7 @@ import torch
 
 from eqadapt.datasets import prepared
 from eqadapt.digest import code_id
+from eqadapt.errors import NotFinite
 from eqadapt.evaluation import predict_orbit
 from eqadapt.groups import RotationAction, parse_group
 from eqadapt.image_store import on_device
@@ -210,8 +211,12 @@ class Tuner:
         model = runner.model(run, recipe)
         stem = f"tuning-{number}-{run.stem}"
         identity = [digest, runner.data(run.dataset).train.metadata["data_sha256"]]
-        runner.trainer(run, recipe, model, stem, identity).run()
-        upright, average = runner.score(run, model)
+        try:
+            runner.trainer(run, recipe, model, stem, identity).run()
+            upright, average = runner.score(run, model)
+        except NotFinite as error:  # a trial like others, and the worst
+            self.say(f"{stem}  {error.what}")
+            upright = average = 0.0
         found = {"val_acc": upright, "val_cn_avg": average, "config_hash": digest, "inputs": inputs}
         found["score"] = self._score(found)
         found["seconds"] = round(time.perf_counter() - started, 2)

@@ -19,12 +19,15 @@ from eqadapt import checkpoint
 from eqadapt.backbones import (
     Backbone,
     build_network,
+    hub_file,
     load_state,
     normalisation,
     read_weights_file,
 )
 from eqadapt.clip import image_tower, prompt_vectors
+from eqadapt.digest import code_id
 from eqadapt.errors import UserError
+from eqadapt.files import sha256_file
 from eqadapt.groups import RotationAction, parse_group
 from eqadapt.study_rules import OPEN_CLIP
 from eqadapt.tasks.classification import ImagePipeline
@@ -218,7 +221,10 @@ def write_class_vectors(
     expected: dict[str, Any] = {
         key: section[key] for key in ("model", "weights", "sha256", "options")
     }
-    expected["classes"] = list(train.classes)
+    expected |= {"classes": list(train.classes), "code": code_id("eqadapt.zero_shot")}
+    hub = hub_file(section["model"])
+    if section["file"] is None and hub.is_file():
+        expected["hub_sha256"] = sha256_file(hub)
     from_images = section["weights"] == "prototypes"
     if from_images:
         data = {"data_sha256": train.metadata["data_sha256"], "images": len(train.labels)}

@@ -26,7 +26,7 @@ rule orbits:
         mem_mb=JOBS["mem_mb"],
         runtime=JOBS["runtime"],
     params:
-        recipe=lambda w: STUDY.recipe_hash(frozen_run(w)),
+        recipe=lambda w: STUDY.outputs_hash(frozen_run(w)),
         images=digest_of([PLAN.settings[key] for key in ("images", "dtype")]),
         flags=as_flags,
         code=code_id("eqadapt.commands.orbits"),
@@ -103,6 +103,7 @@ for number, cell in enumerate(PLAN.cells()):
             runtime=JOBS["runtime"],
         params:
             flags=as_flags(vars(cell)),
+            settings=digest_of(PLAN.settings.values),
             seeds=study_digest("seeds", "reduced", "test_time.mirrored"),
             code=code_id("eqadapt.commands.methods"),
         message:

@@ -352,7 +352,7 @@ def write_tables(results: Results, published: Published) -> list[Path]:
 def _write(base: Path, stem: str, table: Table) -> list[Path]:
     paths = [base.with_name(f"{base.name}.{form}") for form in outputs.TABLE_FORMATS]
     label = "tab:" + stem.removeprefix("tables/").lower().replace("_", "-")
-    empty = "No runs in this cell of the study.\n"
+    empty = "Nothing to show: no runs in this cell of the study, or no two methods to compare.\n"
     labels = [label if not n else f"{label}-{n + 1}" for n in range(len(table.grids))]
     write_csv(table.frame, paths[0])
     write_text(paths[1], "\n".join(map(f.to_markdown, table.grids)) or empty)

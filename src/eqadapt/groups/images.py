@@ -116,7 +116,7 @@ def _bands(x: Tensor, grid: Tensor) -> int:
     """Bands of rows in which to sample a single image: sampling shares images among threads, not
     rows. The same bytes; a small image is not worth it, and gradients would be summed by bands."""
     rows, columns = grid.shape[1:3]
-    if len(x) > 1 or x.device.type != "cpu" or rows * columns < LARGE_IMAGE:
+    if len(x) != 1 or x.device.type != "cpu" or rows * columns < LARGE_IMAGE:
         return 1
     if torch.is_grad_enabled() and x.requires_grad:
         return 1

@@ -364,7 +364,7 @@ class TestTimeRunner:
             **logit_differences(bench.group, decisions),
         }
         write_predictions(self.files.predictions(run), found, meta)
-        if self.files.checkpoint(run).is_file():
+        if run in self.study.trained_runs():
             return accuracy  # the training has written this run's record
         write_json(
             self.files.run_folder(run) / "run.json",
