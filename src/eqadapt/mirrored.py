@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from eqadapt.scorers.mirrored import Mirrored
-from eqadapt.symmetrize import Symmetrized, read_side
+from eqadapt.symmetrize import Symmetrized, check_logits, read_side
 
 
 class MirroredBackbone(nn.Module):
@@ -37,7 +37,9 @@ class MirroredBackbone(nn.Module):
     def forward(self, x: Tensor, with_features: bool = False) -> Any:
         """As the backbone's, for twice the work."""
         if not with_features:
-            return (self.inner(x) + self.inner(x.flip(-1))) / 2
+            straight, turned = self.inner(x), self.inner(x.flip(-1))
+            check_logits(straight)
+            return (straight + turned) / 2
         pairs = zip(self.inner(x, with_features=True), self.inner(x.flip(-1), with_features=True))
         return tuple((straight + turned) / 2 for straight, turned in pairs)
 

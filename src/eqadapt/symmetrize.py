@@ -6,6 +6,10 @@ A *selection* turns pose scores (B, K) into weights. One-hot selections by the i
 pass of the backbone, on the canonical image; the others one pass a view with weight, and as many
 passes as there are draws or, where the backbone's own outputs are scored, views. p stands for the
 backbone's outputs or, under the selection ``"mixture"``, for its class probabilities.
+
+Outputs are taken to be the same in every frame, as logits are. Maps of a network on the canonical
+image are in the frame of that image, until ``Symmetrized.restore`` turns them; they cannot be
+averaged over poses.
 """
 
 from __future__ import annotations
@@ -30,7 +34,8 @@ class Output(NamedTuple):
     """What a symmetrized model returns.
 
     Attributes:
-        logits: (B, C) outputs.
+        logits: (B, C) outputs. Where the backbone is passed the canonical image alone, whatever it
+            returns for that image, in the frame of that image.
         pose_logits: (B, K) scores, or None where nobody scores.
         chosen: (B,) int64 element taken as the input's pose, or None where none is chosen.
         pairs: (B, K, C) log-probabilities of pose and class together, of a mixture.
@@ -219,6 +224,23 @@ def choose(
     return best
 
 
+def check_logits(outputs: object) -> None:
+    """Refuse outputs that cannot be averaged over views because they have places.
+
+    Raises:
+        UserError: They are not a tensor (B, classes).
+    """
+    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else ()
+    if len(shape) != 2:
+        given = f"shape {shape}" if shape else f"type {type(outputs).__name__}"
+        raise UserError(
+            f"outputs of {given} cannot be averaged or compared over views: each view's are in a "
+            "frame of its own",
+            fix='logits (B, classes); for maps the selection "argmax" with a scorer of the input, '
+            "and Symmetrized.restore",
+        )
+
+
 def read_side(backbone: nn.Module) -> int | None:
     """Side of the images that a backbone reads; None where it does not tell."""
     size = getattr(backbone, "size", None)
@@ -234,7 +256,8 @@ class Symmetrized(nn.Module):
 
     Args:
         backbone: Maps images (B, C, H, H) to logits (B, classes); with ``with_features=True`` also
-            to features, where the view scorer needs them.
+            to features, where the view scorer needs them. One that is passed the canonical image
+            alone may return anything, such as maps (B, C, H, H): see ``restore``.
         action: The group action on images.
         selection: Name of a selection: see ``get_selection``.
         scorer: Maps images to pose scores (B, K).
@@ -277,6 +300,12 @@ class Symmetrized(nn.Module):
             x: The images.
             scores: (B, K) what the scorer says of them, where that is known already.
             drawn: (B, P) the poses to pass, where these are not all: see ``at_poses``.
+
+        Returns:
+            The outputs; those for one canonical image in its frame, not in that of the input.
+
+        Raises:
+            UserError: Outputs of several views are to be combined and are not (B, classes).
         """
         if drawn is not None:
             return self.at_poses(x, drawn)
@@ -361,6 +390,34 @@ class Symmetrized(nn.Module):
             chosen = torch.zeros(len(x), dtype=torch.long, device=x.device)
         return self.action.undo(x, chosen, size), chosen
 
+    def restore(self, maps: Tensor, chosen: Tensor | None) -> Tensor:
+        """Maps of canonical images turned back into the frame of the inputs: ``g . maps``.
+
+        Resampled, padded and, where the action has a mask, masked as images are; quarter turns only
+        move pixels.
+
+        Args:
+            maps: (B, C, h, h) float, of any side: logits of each class, soft masks, features.
+            chosen: (B,) the poses that ``forward`` or ``canonicalize`` found; None, of a model that
+                chooses none: all the identity.
+
+        Returns:
+            (B, C, h, h).
+
+        Raises:
+            UserError: The maps are integers, which are labels and have no means, or not square, or
+                there is not one pose for each.
+        """
+        if not maps.is_floating_point():
+            raise UserError(
+                f"maps of type {maps.dtype} cannot be resampled: labels have no mean",
+                fix="restore the logits and take the argmax afterwards, or one-hot the labels, as "
+                "floats (B, classes, h, h)",
+            )
+        if chosen is None:
+            chosen = torch.zeros(len(maps), dtype=torch.long, device=maps.device)
+        return self.action.act(maps, chosen)
+
     def _sample(self, x: Tensor, scores: Tensor) -> Output:
         """Poses drawn from softmax(scores) by the Gumbel trick; the outputs' mean (LPS)."""
         if self.training:
@@ -369,6 +426,7 @@ class Symmetrized(nn.Module):
             return Output(self.backbone(canonical), scores, noisy.argmax(dim=1))
         draws = [(scores + gumbel_noise(scores)).argmax(dim=1) for _ in range(self.samples)]
         outputs = [self.backbone(self.action.undo(x, draw, self.reads)) for draw in draws]
+        check_logits(outputs[0])
         return Output(torch.stack(outputs).mean(dim=0), scores, scores.argmax(dim=1))
 
     def _views(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -380,8 +438,11 @@ class Symmetrized(nn.Module):
         """The same of given views (B * P, C, H, H), in that shape (B, P)."""
         if getattr(self.view_scorer, "needs_features", False):
             features, logits = self.backbone(views, with_features=True)
+            check_logits(logits)
             return features.unflatten(0, shape), logits.unflatten(0, shape)
-        return None, self.backbone(views).unflatten(0, shape)
+        logits = self.backbone(views)
+        check_logits(logits)
+        return None, logits.unflatten(0, shape)
 
     def _weigh(self, x: Tensor, scores: Tensor | None) -> Output:
         if self.action.group.order == 1:
@@ -412,6 +473,7 @@ class Symmetrized(nn.Module):
         best = scores.topk(count, dim=1)
         copies = x.repeat_interleave(count, dim=0)
         outputs = self.backbone(self.action.undo(copies, best.indices.flatten(), self.reads))
+        check_logits(outputs)
         outputs = outputs.unflatten(0, (len(x), count))
         weights = best.values.softmax(dim=1).to(outputs.dtype)
         logits = torch.einsum("bk,bkc->bc", weights, outputs)
