@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,9 @@ from eqadapt.backbones import (
     read_weights_file,
 )
 from eqadapt.errors import UserError
+from eqadapt.groups import CyclicGroup, RotationAction
+from eqadapt.parts import images_at_once
+from eqadapt.symmetrize import Symmetrized
 
 
 class Code:
@@ -361,3 +365,45 @@ def test_other_errors_of_a_network_are_not_taken_for_its_size():
 
     with pytest.raises(AttributeError):
         check_pass(Backbone(Broken(), 8, [0.5], [0.5]), "broken")
+
+
+# --- outputs ------------------------------------------------------------------------------------
+
+
+class Wrapped(nn.Module):
+    """Returns what ``wrap`` makes of the logits."""
+
+    def __init__(self, network, wrap):
+        super().__init__()
+        self.network, self.wrap = network, wrap
+
+    def forward(self, x):
+        return self.wrap(self.network(x))
+
+
+def test_logits_of_an_object_are_taken_out_of_it_in_batches_of_every_size(network):
+    plain = Backbone(network, 28, [0.5], [0.5]).eval()
+    wrapped = Wrapped(network, lambda logits: SimpleNamespace(logits=logits, loss=None))
+    backbone = Backbone(wrapped, 28, [0.5], [0.5]).eval()
+    at_once = images_at_once(4 * 28 * 28, torch.get_num_threads())
+    for batch in (2, at_once + 1):  # whole, and in parts
+        x = torch.rand(batch, 1, 28, 28)
+        with torch.no_grad():
+            found = Symmetrized(backbone, RotationAction(CyclicGroup(4)), "identity")(x).logits
+            assert torch.equal(found, plain(x))
+    assert backbone.train()(x).shape == (len(x), 4)  # whole, in training
+
+
+@pytest.mark.parametrize(
+    ("wrap", "named"),
+    [
+        (lambda logits: (logits,), "tuple"),
+        (lambda logits: {"logits": logits}, "dict"),
+        (lambda logits: SimpleNamespace(logits=None), "NoneType"),
+    ],
+)
+def test_outputs_without_logits_are_told(network, wrap, named):
+    backbone = Backbone(Wrapped(network, wrap), 28, [0.5], [0.5]).eval()
+    for batch in (2, 600):
+        with torch.no_grad(), pytest.raises(UserError, match=f"gives {named}, not a tensor"):
+            backbone(torch.rand(batch, 1, 28, 28))

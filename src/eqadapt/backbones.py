@@ -43,7 +43,8 @@ class Backbone(nn.Module):
     undoes an upsampling exactly; else it is resized with antialiasing.
 
     Args:
-        network: A model with timm's ``forward_features`` and ``forward_head``.
+        network: Maps images to logits, or to something with such a ``logits``. Where features are
+            read, too, a model with timm's ``forward_features`` and ``forward_head``.
         size: Side of the images the network takes, in pixels.
         mean: Per-channel mean subtracted from images in [0, 1].
         std: Per-channel standard deviation divided by.
@@ -75,7 +76,11 @@ class Backbone(nn.Module):
         return (x - self.mean) / self.std
 
     def forward(self, x: Tensor, with_features: bool = False) -> Any:
-        """Logits (B, classes); ``with_features``: penultimate features (B, D) and logits."""
+        """Logits (B, classes); ``with_features``: penultimate features (B, D) and logits.
+
+        Raises:
+            UserError: The network returns neither a tensor nor something with ``logits``.
+        """
         outputs = functools.partial(self._outputs, with_features=with_features)
         sized = to_size(x, self.size)
         return outputs(sized) if self.training else in_parts(outputs, sized)
@@ -83,7 +88,7 @@ class Backbone(nn.Module):
     def _outputs(self, sized: Tensor, with_features: bool) -> Any:
         x = self._normalised(sized)
         if not with_features:
-            return self.network(x)
+            return as_logits(self.network(x))
         maps = self.network.forward_features(x)  # type: ignore[operator]
         features = self.network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
         return features, self.network.forward_head(maps)  # type: ignore[operator]
@@ -145,6 +150,22 @@ class Backbone(nn.Module):
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Penultimate features (B, D) and logits (B, classes), in one pass."""
         return self(x, with_features=True)
+
+
+def as_logits(outputs: Any) -> Tensor:
+    """What a network returns as a tensor: itself, or its ``logits``, as of Hugging Face's models.
+
+    Raises:
+        UserError: It is neither.
+    """
+    logits = getattr(outputs, "logits", outputs)
+    if not isinstance(logits, Tensor):
+        raise UserError(
+            f"the model gives {type(logits).__name__}, not a tensor of logits",
+            fix="a model that returns a tensor, or something with a tensor `logits`; wrap one that "
+            "returns more in a module that takes the logits out",
+        )
+    return logits
 
 
 def to_size(x: Tensor, size: int) -> Tensor:

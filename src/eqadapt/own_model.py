@@ -19,6 +19,7 @@ from eqadapt.analysis.evaluations import Evaluation
 from eqadapt.analysis.evaluations import evaluate as through_groups
 from eqadapt.analysis.metrics import rates
 from eqadapt.analysis.predictions import load_predictions
+from eqadapt.backbones import as_logits
 from eqadapt.datasets import prepared
 from eqadapt.errors import UserError
 from eqadapt.evaluation import predict_orbit
@@ -43,14 +44,13 @@ class _Logits(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, classes) logits."""
-        found = self.model(x)
-        logits = getattr(found, "logits", found)
+        logits = as_logits(self.model(x))
         wanted = (len(x), self.classes)
-        if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
-            given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if tuple(logits.shape) != wanted:
             raise UserError(
-                f"the model gives {given} for {len(x)} images of {self.classes} classes",
-                fix=f"a tensor {wanted} of logits, or something with such a `logits`",
+                f"the model gives {tuple(logits.shape)} for {len(x)} images of {self.classes} "
+                "classes",
+                fix=f"logits of shape {wanted}",
             )
         if not logits.isfinite().all():
             raise UserError(
