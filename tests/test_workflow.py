@@ -200,7 +200,7 @@ def test_a_notebook_of_an_odd_name_is_left_out_and_told(project, tmp_path):
         ["-n", "-p", *SMOKE],
         ["-n", "results/smoke/notebooks/explore copy.html", *SMOKE],
     )
-    assert plan.status == 0 and plan.jobs["notebook"] == 4
+    assert plan.status == 0 and plan.jobs["notebook"] == 5
     assert re.search(r"left out, .*: notebooks/explore copy\.ipynb", plan.said)
     assert "notebooks/my-own_2.ipynb" in plan.said
     assert page.status != 0 and "Missing" in page.said
@@ -454,7 +454,7 @@ def test_a_data_set_by_another_name_and_split_goes_through_every_rule(project, t
     (folder / "config" / "alias.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
     (done,) = snakemake(folder, ["--configfile", "config/alias.yaml", "--cores", "2"])
     assert done.status == 0, done.said[-5000:]
-    assert len(list((folder / "results" / "alias" / "notebooks").glob("*.html"))) == 3
+    assert len(list((folder / "results" / "alias" / "notebooks").glob("*.html"))) == 4
 
 
 @pytest.mark.slow
