@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +21,7 @@ from eqadapt.cli import main
 from eqadapt.datasets import preparation, prepared, registry
 from eqadapt.datasets.acquire import acquire
 from eqadapt.datasets.preparation import prepare
-from eqadapt.datasets.prepared import SPLITS, load, write_split
+from eqadapt.datasets.prepared import SPLITS, load, write_splits
 from eqadapt.datasets.raw import verify
 from eqadapt.datasets.stratify import hashed_uniform, stratified_order, validation_size
 from eqadapt.errors import UserError
@@ -165,6 +167,16 @@ def test_limits_are_nested_and_stratified(digits):
     assert len(load(digits, "train", limit=5000).labels) == 1100
 
 
+@pytest.mark.parametrize("mapped", [False, True, None])
+def test_a_limited_split_is_a_copy_of_its_rows(digits, monkeypatch, mapped):
+    whole = load(digits, "train")
+    monkeypatch.setattr(prepared, "_CHUNK_BYTES", 7 * whole.images[:1].nbytes)  # several parts
+    few = load(digits, "train", limit=50, mapped=mapped)
+    rows = torch.searchsorted(whole.index, few.index)
+    assert torch.equal(few.images, whole.images[rows]) and few.images.is_contiguous()
+    assert few.images.untyped_storage().resizable()  # not in the file
+
+
 def test_mapped_images_equal_loaded_ones(digits):
     mapped, loaded = load(digits, "test", mapped=True), load(digits, "test")
     assert torch.equal(mapped.images, loaded.images) and loaded.images.is_contiguous()
@@ -191,12 +203,75 @@ def test_missing_split_says_what_to_run(tmp_path):
 
 def test_a_split_with_a_hole_is_never_written(tmp_path):
     labels = np.array([0, 1])
+    tables = {"train": (labels, labels), "test": (labels, labels)}
     with (
-        pytest.raises(RuntimeError, match="1 images"),
-        write_split(tmp_path / "x.safetensors", labels, labels, (2, 2, 1), {}) as writer,
+        pytest.raises(RuntimeError, match="1 images of the test split"),
+        write_splits(tmp_path, tables, (2, 2, 1), {}) as writers,
     ):
-        writer.put(np.array([0]), np.zeros((1, 2, 2, 1), np.uint8))
+        writers["train"].put(np.array([0, 1]), np.zeros((2, 2, 2, 1), np.uint8))
+        writers["test"].put(np.array([0]), np.zeros((1, 2, 2, 1), np.uint8))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("finished", range(3))
+def test_a_preparation_that_stops_leaves_the_earlier_one_whole(tmp_path, monkeypatch, finished):
+    """Whichever split it was about to finish."""
+    make_digits(tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    finish, calls = prepared.SplitWriter.finish, []
+
+    def stops(writer):
+        calls.append(writer)
+        if len(calls) > finished:
+            raise KeyboardInterrupt
+        finish(writer)
+
+    monkeypatch.setattr(prepared.SplitWriter, "finish", stops)
+    with pytest.raises(KeyboardInterrupt):
+        prepare("digits", tmp_path / "raw", tmp_path / "out", seed=1)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_no_split_takes_its_place_before_the_last_is_finished(tmp_path, monkeypatch):
+    make_digits(tmp_path)
+    finish, seen = prepared.SplitWriter.finish, []
+
+    def watched(writer):
+        finish(writer)
+        seen.append(
+            [
+                json.loads(prepared.read_metadata(tmp_path / "out", s)["preparation"])["seed"]
+                for s in SPLITS
+            ]
+        )
+
+    monkeypatch.setattr(prepared.SplitWriter, "finish", watched)
+    prepare("digits", tmp_path / "raw", tmp_path / "out", seed=1)
+    assert seen == [[0, 0, 0]] * 3
+
+
+def test_a_full_disk_is_told_before_images_are_written(tmp_path, monkeypatch):
+    make_digits(tmp_path)
+    size = prepared.split_path(tmp_path / "out", "train").stat().st_size
+
+    def full(descriptor, start, length):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(UserError, match=f"{size} bytes .*No space left") as error:
+        prepare("digits", tmp_path / "raw", tmp_path / "other")
+    assert error.value.where == str(tmp_path / "other")
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system reserves no room")
+def test_the_room_of_a_split_is_taken_at_once(tmp_path):
+    labels = np.zeros(4, np.int64)
+    with (
+        pytest.raises(RuntimeError, match="4 images"),
+        write_splits(tmp_path, {"train": (labels, labels)}, (512, 512, 1), {}) as writers,
+    ):
+        assert writers["train"].path.stat().st_blocks * 512 >= 4 * 512 * 512
 
 
 # --- verification
@@ -212,6 +287,7 @@ def test_wrong_archive_is_named_and_removed(tmp_path):
     assert f"sha256 expected {record['sha256']}" in str(error.value)
     assert f"found {cut}" in str(error.value)
     assert not archive.exists() and not (tmp_path / "verified.json").exists()
+    assert not (tmp_path / "source.json").exists()  # by which a workflow would not download again
 
 
 def test_a_record_cannot_vouch_for_an_archive(tmp_path):

@@ -19,6 +19,7 @@ from eqadapt.cli import main
 from eqadapt.datasets import acquire as acquire_module
 from eqadapt.datasets.acquire import acquire
 from eqadapt.datasets.image_tree import folder_files, places
+from eqadapt.datasets.manifest import manifest_members, write_manifest
 from eqadapt.datasets.mirror import noted_checksum
 from eqadapt.datasets.preparation import prepare
 from eqadapt.datasets.prepared import SPLITS, load, read_metadata
@@ -372,6 +373,17 @@ def test_manifest_finds_files_that_changed(tmp_path, large, fault):
     assert large.is_dir() and (tmp_path / "raw/pets.manifest.tsv").exists()
 
 
+def test_an_image_that_changed_after_verification_is_not_prepared(tmp_path, large):
+    """Of as many bytes, and still an image."""
+    verify("pets", tmp_path / "raw")
+    image = large / "train/dog/3.png"
+    size = image.stat().st_size
+    changed = next(data for seed in range(100, 1000) if len(data := png(seed)) == size)
+    image.write_bytes(changed)
+    with pytest.raises(UserError, match=r"train/dog/3\.png changed: sha256 expected"):
+        prepare("pets", tmp_path / "raw", tmp_path / "out", validation=3)
+
+
 def test_links_of_the_user_are_followed_once(tmp_path):
     folder = lay_out(tmp_path / "real", tree())
     mine = tmp_path / "mine"
@@ -634,3 +646,40 @@ def test_a_name_that_no_archive_may_have_is_told_before_packing(tmp_path):
     with pytest.raises(UserError, match="backslash"):
         acquire("pets", tmp_path / "raw", folder=tmp_path / "mine")
     assert not list((tmp_path / "raw").glob("*.tar"))
+
+
+@pytest.mark.parametrize("odd", [b"\n", b"\r", b"\x0b", b"\xc2\x85", b"\xe2\x80\xa8", b"\xe9"])
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+def test_names_that_end_a_line_or_are_no_text_are_told(tmp_path, monkeypatch, odd, limit):
+    """Of images, or of the folder of a class; the last is e acute in Latin-1."""
+    monkeypatch.setattr(acquire_module, "PACK_LIMIT_BYTES", limit)
+    folder = lay_out(tmp_path / "mine", tree())
+    name = os.fsdecode(b"train/cat/a" + odd + b"b.png")
+    lay_out(folder, {name: png(1)})
+    with pytest.raises(UserError, match="control character, or bytes") as error:
+        acquire("pets", tmp_path / "raw", folder=folder)
+    assert repr(name) in error.value.what
+    error.value.what.encode("utf-8")  # it can be printed
+    assert not list((tmp_path / "raw").iterdir())
+
+
+def test_files_that_are_left_out_may_have_any_name(tmp_path):
+    acquire("pets", tmp_path / "raw", folder=lay_out(tmp_path / "mine", {**tree(), "Icon\r": b""}))
+
+
+def test_manifests_are_split_at_line_feeds_alone(tmp_path):
+    names = ["a\x85b.png", "c\u2028d.png", "e\x0bf\rg.png"]  # as older manifests may have them
+    files = [(name, tmp_path / f"{place}.png") for place, name in enumerate(names)]
+    for _, file in files:
+        file.write_bytes(b"x")
+    write_manifest(files, tmp_path / "m.manifest.tsv")
+    assert [m.name for m in manifest_members(tmp_path / "m.manifest.tsv", tmp_path)] == names
+
+
+def test_an_archive_of_a_folder_that_was_damaged_is_packed_anew(tmp_path):
+    folder, raw = lay_out(tmp_path / "mine", tree()), tmp_path / "raw"
+    record = acquire("pets", raw, folder=folder)
+    (raw / record["file"]).write_bytes(b"x")
+    with pytest.raises(UserError, match="corrupt or truncated") as error:
+        verify("pets", raw)
+    assert "--folder" in error.value.fix and not list(raw.iterdir())

@@ -74,6 +74,20 @@ def test_a_gpu_keeps_room_for_the_networks(images, monkeypatch):
     assert fits(images, gpu)
 
 
+def test_images_in_their_file_go_to_a_device_that_has_room(images, monkeypatch):
+    mapped = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # as `load` lays them out
+    assert not mapped.is_contiguous()
+    there = on_device(mapped, torch.device("meta"))  # of no GPU, as torch asks for no driver there
+    assert isinstance(there, torch.Tensor) and there.device.type == "meta"
+    assert there.shape == images.shape and there.is_contiguous()
+    monkeypatch.setattr(image_store, "_PART_BYTES", 3 * images[:1].nbytes)
+    copied = image_store._read(mapped, CPU)
+    assert torch.equal(copied, images) and copied.is_contiguous()
+    assert isinstance(on_device(mapped, CPU), HostImages)  # read as they are needed
+    monkeypatch.setattr(image_store, "fits", lambda images, device: False)
+    assert isinstance(on_device(mapped, torch.device("meta")), HostImages)
+
+
 def test_images_without_room_in_memory_stay_in_their_file(tmp_path, monkeypatch):
     prepare_digits(tmp_path)
     folder = tmp_path / "data" / "prepared" / "digits"

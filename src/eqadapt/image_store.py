@@ -14,6 +14,7 @@ from torch import Tensor
 
 # Of the device's free memory; the rest is for the networks.
 SHARE = 0.5
+_PART_BYTES = 1 << 26
 
 
 def fits(images: Tensor, device: torch.device) -> bool:
@@ -27,16 +28,31 @@ def fits(images: Tensor, device: torch.device) -> bool:
 
 
 def on_device(images: Tensor, device: torch.device) -> Tensor | HostImages:
-    """Images for work on ``device``: there, if it has room and they are in memory at all.
+    """Images for work on ``device``: there, if it has room.
 
     Args:
         images: (N, C, h, h) uint8 on the host; those that are still in their file are laid out
-            with the channels last.
+            with the channels last, and are read once where the device has room for them.
         device: Where batches are wanted.
+
+    Returns:
+        Contiguous images on the device, or those on the host: without room, and for work on the
+        host itself where they are in their file.
     """
-    if not images.is_contiguous() or not fits(images, device):
+    if not fits(images, device):
         return HostImages(images, device)
-    return images.to(device)
+    if images.is_contiguous():
+        return images.to(device)
+    return HostImages(images, device) if device.type == "cpu" else _read(images, device)
+
+
+def _read(images: Tensor, device: torch.device) -> Tensor:
+    """Mapped images on a device, part by part: at once, they would be copied on the host first."""
+    found = torch.empty(images.shape, dtype=images.dtype, device=device)
+    step = max(1, _PART_BYTES // max(1, images[:1].nbytes))
+    for start in range(0, len(images), step):
+        found[start : start + step] = images[start : start + step].contiguous().to(device)
+    return found
 
 
 def strided(images: Tensor | HostImages, start: int, step: int) -> Tensor | HostImages:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,6 +35,8 @@ _SPLITS = {
     "validation": "validation",
 }
 _BATCH = 64
+# Control characters, line and paragraph separators, and what stands for bytes that are not UTF-8.
+_UNWRITABLE = ("Cc", "Zl", "Zp", "Cs")
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,8 @@ def folder_files(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
         have been there.
 
     Raises:
-        UserError: A folder cannot be read, or a name has a backslash.
+        UserError: A folder cannot be read, a name has a backslash, or that of an image has a
+            character that no record may hold.
     """
     files, below = [], []
     for base, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
@@ -197,7 +201,22 @@ def folder_files(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
             where=str(folder),
             fix="rename the file",
         )
+    for name in sorted(name for name, _ in files if is_image(name)):
+        _check_characters(name, folder)
     return sorted(files), sorted(below)
+
+
+def _check_characters(name: str, folder: Path) -> None:
+    """Refuse names that end a line of a manifest, or that are no text.
+
+    Those of files that are left out may be what they like: a Mac leaves ``Icon`` with a return.
+    """
+    if any(unicodedata.category(character) in _UNWRITABLE for character in name):
+        raise UserError(
+            f"a name with a control character, or bytes that are not UTF-8: {name!r}",
+            where=str(folder),
+            fix="rename the file, or the folder that it is in",
+        )
 
 
 def _is_there(path: Path) -> bool:

@@ -5,6 +5,7 @@ The manifest is the archive of such a data set: its own checksum is the checksum
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,12 +33,11 @@ def manifest_members(path: Path, folder: Path) -> Iterator[Member]:
     """The files that a manifest names, read from ``folder``.
 
     Raises:
-        UserError: A file is gone or has another size.
+        UserError: A file is gone, or another one than when the manifest was written; told as it
+            is read.
     """
-    for digest_size_name in path.read_text(encoding="utf-8").splitlines():
-        _, size, name = digest_size_name.split("\t", 2)
-        checked_name(name, path.name)
-        yield Member(name, int(size), _reader(folder / name, name, int(size), path.name))
+    for digest, size, name in _entries(path):
+        yield Member(name, size, _reader(folder / name, name, digest, path.name))
 
 
 def check_manifest(path: Path, folder: Path) -> None:
@@ -46,28 +46,41 @@ def check_manifest(path: Path, folder: Path) -> None:
     Raises:
         UserError: Names the first file that is gone or differs. The user's files stay.
     """
-    entries = [line.split("\t", 2) for line in path.read_text(encoding="utf-8").splitlines()]
+    entries = list(_entries(path))
     for _, _, name in entries:
-        checked_name(name, path.name)
         if not (folder / name).is_file():
             raise _changed(name, path.name, "is gone")
     digests = _digests([folder / name for _, _, name in entries], "checking")
     for (expected, _, name), found in zip(entries, digests, strict=True):
-        if expected != found:
-            raise _changed(name, path.name, f"changed: sha256 expected {expected}, found {found}")
+        _check(name, path.name, expected, found)
 
 
-def _reader(file: Path, name: str, size: int, manifest: str) -> Callable[[], bytes]:
+def _entries(path: Path) -> Iterator[tuple[str, int, str]]:
+    """SHA-256, size and path of each image.
+
+    Lines end at line feeds alone: what else ends one to Python may stand in a name.
+    """
+    for line in path.read_bytes().decode("utf-8").split("\n"):
+        if line:
+            digest, size, name = line.split("\t", 2)
+            yield digest, int(size), checked_name(name, path.name)
+
+
+def _reader(file: Path, name: str, digest: str, manifest: str) -> Callable[[], bytes]:
     def read() -> bytes:
         try:
             data = file.read_bytes()
         except OSError as error:
             raise _changed(name, manifest, f"cannot be read ({error.strerror})") from error
-        if len(data) != size:
-            raise _changed(name, manifest, f"has {len(data)} bytes, not {size}")
+        _check(name, manifest, digest, hashlib.sha256(data).hexdigest())
         return data
 
     return read
+
+
+def _check(name: str, manifest: str, expected: str, found: str) -> None:
+    if found != expected:
+        raise _changed(name, manifest, f"changed: sha256 expected {expected}, found {found}")
 
 
 def _changed(name: str, manifest: str, what: str) -> UserError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from eqadapt.datasets import image_tree, registry
 from eqadapt.datasets.decode import RULE
-from eqadapt.datasets.prepared import SPLITS, SplitWriter, split_path, write_split
+from eqadapt.datasets.prepared import SPLITS, SplitWriter, write_splits
 from eqadapt.datasets.raw import IMAGES, VERIFIED, layout_source, open_raw
 from eqadapt.datasets.raw_archive import Raw
 from eqadapt.datasets.source import Contents, Source
@@ -58,7 +57,7 @@ def prepare(
 
     Raises:
         UserError: The archive changed since it was verified; a class, a split or images are
-            missing; an image cannot be decoded; there can be no folder ``out``.
+            missing; an image cannot be decoded; there can be no folder ``out``, or no room in it.
     """
     _check_out(out)
     raw = open_raw(raw_folder, dataset, VERIFIED)
@@ -229,20 +228,11 @@ def _metadata(raw: Raw, source: Source, contents: Contents, seed: int) -> dict[s
 def _write(
     contents: Contents, pieces: dict[str, Piece], out: Path, metadata: dict[str, str]
 ) -> None:
-    with ExitStack() as stack:
-        writers: dict[str, SplitWriter] = {}
-        for split, piece in pieces.items():
-            labels = contents.labels[piece.split][piece.rows]
-            index = contents.rows(piece.split)[piece.rows]
-            writers[split] = stack.enter_context(
-                write_split(
-                    split_path(out, split),
-                    labels,
-                    index,
-                    contents.shape,
-                    {**metadata, "split": split},
-                )
-            )
+    tables = {
+        split: (contents.labels[piece.split][piece.rows], contents.rows(piece.split)[piece.rows])
+        for split, piece in pieces.items()
+    }
+    with write_splits(out, tables, contents.shape, metadata) as writers:
         _fill(contents, pieces, writers)
 
 

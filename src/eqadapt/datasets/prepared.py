@@ -7,11 +7,13 @@ metadata: dataset, split, classes (JSON list), source (JSON), data_sha256, forma
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,7 +95,7 @@ def load(
         check: Compare the bytes with the checksum in the metadata.
         mapped: Leave the images in the file and read them on use; ``images`` is then a view in
             channels-last order. None: where they would take more than a quarter of the memory
-            that is free.
+            that is free. Images that ``limit`` picks are always copied into memory.
 
     Raises:
         UserError: The split is not prepared, or the file is not what was written.
@@ -111,15 +113,30 @@ def load(
         images, labels, index = (file.get_tensor(key) for key in ("images", "labels", "index"))
     if check and data_sha256(images.numpy(), labels.numpy()) != metadata["data_sha256"]:
         raise _unusable(path, "its images and labels do not match their checksum")
+    images = images.permute(0, 3, 1, 2)
     if limit is not None and limit < len(labels):
         rows = torch.from_numpy(stratified_sample(labels.numpy(), limit, _LIMIT_SEED))
-        images, labels, index = images[rows], labels[rows], index[rows]
-    images = images.permute(0, 3, 1, 2)
-    if mapped is None:
-        mapped = images.nbytes > available_bytes() / 4
-    if not mapped:
+        images, labels, index = _copied_rows(images, rows), labels[rows], index[rows]
+    elif not (images.nbytes > available_bytes() / 4 if mapped is None else mapped):
         images, labels, index = images.contiguous(), labels.clone(), index.clone()
     return Prepared(images, labels, index, _classes(path, metadata, labels), metadata)
+
+
+def _copied_rows(images: Tensor, rows: Tensor) -> Tensor:
+    """Some of the images in memory, one copy of them and no second one on the way.
+
+    Args:
+        images: uint8 (N, C, H, W), a view of the file.
+        rows: int64 (M,).
+
+    Returns:
+        uint8 (M, C, H, W), contiguous.
+    """
+    copied = images.new_empty((len(rows), *images.shape[1:]))
+    step = max(1, _CHUNK_BYTES // max(1, images[:1].nbytes))
+    for start in range(0, len(rows), step):
+        copied[start : start + step] = images[rows[start : start + step]]
+    return copied
 
 
 def _classes(path: Path, metadata: dict[str, str], labels: Tensor) -> tuple[str, ...]:
@@ -146,63 +163,118 @@ def data_sha256(images: np.ndarray, labels: np.ndarray) -> str:
 class SplitWriter:
     """A split being written, image by image, straight into its file.
 
+    The safetensors library wants all tensors in memory and writes metadata in an order that
+    changes from run to run, so the header (its length, then JSON) is written here.
+
     Args:
-        path: The file, of its full size already.
-        header: Bytes of the header, without the checksum in it.
-        images: uint8 (N, H, W, C), memory-mapped.
+        path: The file, made here of its full size.
         labels: int64 (N,).
+        index: int64 (N,).
+        shape: (H, W, C).
+        metadata: Without ``data_sha256`` and ``format_version``, which are added.
+
+    Raises:
+        UserError: There is no room for the file.
     """
 
-    def __init__(self, path: Path, labels: np.ndarray, shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        labels: np.ndarray,
+        index: np.ndarray,
+        shape: tuple[int, int, int],
+        metadata: dict[str, str],
+    ) -> None:
         self.path, self.labels = path, labels
         self.shape = (len(labels), *shape)
         self.written = np.zeros(len(labels), dtype=bool)
-        self.images: np.ndarray
+        self.metadata = {**metadata, "format_version": FORMAT_VERSION}
+        tables = np.stack([index, labels]).astype("<i8").tobytes()
+        start = self._head("0" * 64) + tables
+        _reserve(path, start, len(start) + int(np.prod(self.shape, dtype=np.int64)))
+        self.images = np.memmap(path, np.uint8, "r+", len(start), shape=self.shape)
 
     def put(self, rows: np.ndarray, images: np.ndarray) -> None:
         """Write images (B, H, W, C) to rows (B,)."""
         self.images[rows] = images
         self.written[rows] = True
 
+    def finish(self) -> None:
+        """Write the checksum into the header, once every image is there."""
+        if not self.written.all():
+            lacking, split = int((~self.written).sum()), self.metadata["split"]
+            raise RuntimeError(f"{lacking} images of the {split} split are missing")
+        digest = data_sha256(self.images, self.labels)
+        self.images.flush()
+        with self.path.open("r+b") as stream:
+            stream.write(self._head(digest))
+
+    def _head(self, digest: str) -> bytes:
+        return _header(self.shape, {**self.metadata, "data_sha256": digest})
+
+
+def _reserve(path: Path, start: bytes, size: int) -> None:
+    """Make a file of ``size`` bytes that begins with ``start``, its room on the disk included.
+
+    What is written into a mapped file without room ends the process by SIGBUS, with no message.
+
+    Raises:
+        UserError: There is no room for it.
+    """
+    try:
+        with path.open("wb") as stream:
+            stream.write(start)
+            stream.truncate(size)
+            if hasattr(os, "posix_fallocate"):
+                stream.flush()
+                _allocate(stream.fileno(), size)
+    except OSError as error:
+        raise UserError(
+            f"{size} bytes cannot be written here: {error.strerror or error}",
+            where=str(path.parent),
+            fix="free so much there, or prepare into another folder (--out)",
+        ) from error
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):  # it cannot reserve
+            raise
+
 
 @contextmanager
-def write_split(
-    path: Path,
-    labels: np.ndarray,
-    index: np.ndarray,
+def write_splits(
+    folder: Path,
+    tables: Mapping[str, tuple[np.ndarray, np.ndarray]],
     shape: tuple[int, int, int],
     metadata: dict[str, str],
-) -> Iterator[SplitWriter]:
-    """Write a split with bounded memory; the file appears whole or not at all.
+) -> Iterator[dict[str, SplitWriter]]:
+    """Write splits with bounded memory; all of them appear whole, or none.
 
-    The safetensors library wants all tensors in memory and writes metadata in an order that
-    changes from run to run, so the header (its length, then JSON) is written here.
+    Their room is reserved before, and they take their places one right after another, only once
+    the last of them is finished: what stops a preparation leaves the earlier one as it was.
 
     Args:
-        path: The file.
-        labels: int64 (N,).
-        index: int64 (N,).
+        folder: ``data/prepared/<preparation>``.
+        tables: Split -> labels int64 (N,) and index int64 (N,).
         shape: (H, W, C).
-        metadata: Without ``data_sha256`` and ``format_version``, which are added.
+        metadata: Of all splits, without ``split``.
+
+    Raises:
+        UserError: There is no room for them.
     """
-    writer = SplitWriter(path, labels, shape)
-    metadata = {**metadata, "format_version": FORMAT_VERSION}
-    with atomic_path(path) as temporary:
-        header = _header(writer.shape, {**metadata, "data_sha256": "0" * 64})
-        tables = np.stack([index, labels]).astype("<i8").tobytes()
-        n_bytes = int(np.prod(writer.shape, dtype=np.int64))
-        with temporary.open("wb") as stream:
-            stream.write(header + tables)
-            stream.truncate(len(header) + len(tables) + n_bytes)
-        images = np.memmap(temporary, np.uint8, "r+", len(header) + len(tables), shape=writer.shape)
-        writer.images = images
-        yield writer
-        if not writer.written.all():
-            raise RuntimeError(f"{int((~writer.written).sum())} images of {path.name} are missing")
-        digest = data_sha256(images, labels)
-        images.flush()
-        with temporary.open("r+b") as stream:
-            stream.write(_header(writer.shape, {**metadata, "data_sha256": digest}))
+    with ExitStack() as stack:
+        writers = {}
+        for split, (labels, index) in tables.items():
+            temporary = stack.enter_context(atomic_path(split_path(folder, split)))
+            writers[split] = SplitWriter(
+                temporary, labels, index, shape, {**metadata, "split": split}
+            )
+        yield writers
+        for writer in writers.values():
+            writer.finish()
 
 
 def _header(shape: tuple[int, ...], metadata: dict[str, str]) -> bytes:

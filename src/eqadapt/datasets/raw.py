@@ -104,8 +104,8 @@ def verify(dataset: str, folder: Path, out: Path | None = None) -> dict[str, Any
         or None (only recorded).
 
     Raises:
-        UserError: A checksum differs; names both. The archive is removed then, so that the next
-            download starts anew.
+        UserError: A checksum differs; names both. The archive is removed then, and its record, so
+            that the next download starts anew.
     """
     out = out or folder / VERIFIED
     out.unlink(missing_ok=True)
@@ -118,8 +118,11 @@ def verify(dataset: str, folder: Path, out: Path | None = None) -> dict[str, Any
     for expected in (checksum, acquired):
         if expected and found[expected.algorithm] != expected.value:
             n_bytes = raw.path.stat().st_size
-            raw.path.unlink()
-            raise mismatch(raw.name, expected, found[expected.algorithm], n_bytes)
+            _remove(raw)
+            error = mismatch(raw.name, expected, found[expected.algorithm], n_bytes)
+            if record["kind"] == "folder":
+                error.fix = "download again with --folder, which takes the folder as it is now"
+            raise error
     parts = _check_parts(raw)
     if raw.is_manifest:
         manifest.check_manifest(raw.path, raw.user_folder)
@@ -128,6 +131,12 @@ def verify(dataset: str, folder: Path, out: Path | None = None) -> dict[str, Any
     verified = {**record, "sha256": found["sha256"], "checked_against": against}
     write_json(out, verified)
     return verified
+
+
+def _remove(raw: Raw) -> None:
+    """Remove an archive, and its record: a step that finds one would not download again."""
+    (raw.folder / RECORD).unlink(missing_ok=True)
+    raw.path.unlink()
 
 
 def _checksum(record: dict[str, Any]) -> Checksum | None:
@@ -148,6 +157,6 @@ def _check_parts(raw: Raw) -> bool:
         if file.checksum:
             found = hashlib.new(file.checksum.algorithm, data[file.name], usedforsecurity=False)
             if found.hexdigest() != file.checksum.value:
-                raw.path.unlink()
+                _remove(raw)
                 raise mismatch(file.name, file.checksum, found.hexdigest(), len(data[file.name]))
     return all(file.checksum for file in files)
