@@ -407,3 +407,17 @@ def test_outputs_without_logits_are_told(network, wrap, named):
     for batch in (2, 600):
         with torch.no_grad(), pytest.raises(UserError, match=f"gives {named}, not a tensor"):
             backbone(torch.rand(batch, 1, 28, 28))
+
+
+def test_a_file_of_other_classes_is_told_of_a_new_head(tmp_path):
+    """Only where nothing but the classifier keeps it from loading."""
+    path = tmp_path / "weights.pt"
+    for classes, network, told in (
+        (7, build_network("mnist_cnn", 4, 1), True),
+        (4, build_network("mnist_cnn", 4, 3), False),
+        (7, build_network("mnist_cnn", 4, 3), False),
+    ):
+        torch.save(build_network("mnist_cnn", classes, 1).state_dict(), path)
+        with pytest.raises(UserError, match="another architecture or class count") as caught:
+            load_weights_file(network, path, None)
+        assert ("new_head: true" in caught.value.fix) == told

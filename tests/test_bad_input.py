@@ -87,6 +87,8 @@ def unknown_label(tensors):
         ("train", nothing, {"data_sha256": None}, "does not say its data_sha256"),
         ("train", nothing, {"classes": "[0, 1"}, "list of classes is not readable"),
         ("validation", nothing, {"dataset": "mnist"}, "differ in their data set"),
+        ("validation", nothing, {"preparation": '{"seed": 1}'}, "differ in their preparation"),
+        ("test", nothing, {"source": "{}"}, "differ in their source"),
         ("test", nothing, {"classes": json.dumps([f"n{k}" for k in range(10)])}, "their classes"),
     ],
 )

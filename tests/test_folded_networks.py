@@ -127,8 +127,9 @@ def test_another_head_says_nothing_at_first(export, tmp_path):
     assert torch.equal(other(x), torch.zeros(4, 7))
     features = [n.forward_head(n.forward_features(x), pre_logits=True) for n in (network, other)]
     assert (features[1] - features[0]).norm() < 0.05 * features[0].norm()
-    with pytest.raises(UserError, match="another architecture or class count"):
+    with pytest.raises(UserError, match="another architecture or class count") as told:
         load_weights_file(other, export, None)
+    assert "new_head: true" in told.value.fix
     # The same of a state dict by names, also where that is called a .tar, as checkpoints often are.
     torch.save(network.state_dict(), tmp_path / "own.pth.tar")
     named = build_network(MODEL, 7, 3).eval()

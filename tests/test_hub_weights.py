@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -16,10 +17,12 @@ from project_fixtures import prepare_digits
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from eqadapt.backbones import build_network, hub_file
+from eqadapt.adaptation import ImageKind
+from eqadapt.backbones import Backbone, build_network, hub_file
 from eqadapt.cli import main
 from eqadapt.errors import UserError
 from eqadapt.hub_weights import fetch
+from eqadapt.runs import StudyFiles, StudyRunner
 from eqadapt.study import load_study
 from eqadapt.trained import load_trained
 
@@ -164,3 +167,36 @@ def test_runs_tell_their_weights_and_evaluation_needs_none(mirror, tmp_path):
         hub_file(model).unlink()
     assert main(["predict", "--study", "study.yaml"]) == 0
     assert load_trained(record.parent / "checkpoint.safetensors")(torch.rand(2, 1, 32, 32))
+
+
+def test_a_frozen_network_needs_the_head_of_its_weights(tmp_path, monkeypatch):
+    """Told by the network itself, too: not all names that timm builds tell their classes before."""
+    monkeypatch.setattr("eqadapt.study_rules.timm_classes", lambda model: None)
+    own = {"datasets": ["imagenet1k"], "backbones": {MODEL: {"weights": "pretrained"}}}
+    methods = ["vanilla", "prlc", "distil_prior"]
+    study = load_study({**STUDY, **own, "regimes": ["joint", "frozen"], "methods": methods})
+    files = StudyFiles(tmp_path / "results", tmp_path / "scratch", tmp_path / "data")
+    runner = StudyRunner(study, files, lambda _line: None)
+    monkeypatch.setattr(  # as if fetched; timm says that they are of 1000 classes
+        "eqadapt.runs.build_backbone",
+        lambda recipe, kind, weights: Backbone(build_network(MODEL, kind.classes, 3), 32, [0], [1]),
+    )
+    refused = {}
+    for classes in (7, 1000):
+        kind = ImageKind(3, classes)
+        monkeypatch.setattr(runner, "data", lambda dataset, kind=kind: SimpleNamespace(kind=kind))
+        refused[classes] = set()
+        for run in study.runs():
+            try:
+                runner.backbone(run, study.recipe(run))
+            except UserError as error:
+                assert f"tell 1000 classes and the data have {classes}" in error.what
+                refused[classes].add((run.regime, run.method))
+    frozen = {("frozen", method) for method in methods}
+    assert refused == {7: {("joint", "distil_prior"), *frozen}, 1000: set()}
+    run = study.runs()[0]
+    recipe = study.recipe(run)
+    assert (run.regime, run.method) == ("joint", "vanilla")
+    monkeypatch.setattr(runner, "data", lambda dataset: SimpleNamespace(kind=ImageKind(3, 7)))
+    with pytest.raises(UserError, match="its head would be random"):
+        runner.backbone(run, {**recipe, "train": {**recipe["train"], "teacher_weight": 0.5}})

@@ -12,7 +12,8 @@ from eqadapt.datasets.variants import Preparation
 from eqadapt.digest import code_id, modules_of
 from eqadapt.errors import UserError
 from eqadapt.methods import METHODS
-from eqadapt.study import Run, load_study, merge, parse_override
+from eqadapt.product_study import load_products
+from eqadapt.study import Run, expanded, load_study, merge, parse_override
 from eqadapt.study_rules import schema
 
 REPOSITORY = Path(__file__).parents[1]
@@ -580,3 +581,79 @@ def test_a_study_keeps_paths_as_they_were_written(monkeypatch):
     )
     assert "/somewhere" not in study.to_yaml()
     assert study.recipe(study.runs()[0])["backbone"]["file"] == "/somewhere/a.th"
+
+
+def test_the_mirror_of_a_study_is_what_its_paths_mean(tmp_path, monkeypatch):
+    """Whatever the environment says, in every path, by hand as in the workflow."""
+    own = tmp_path / "own"
+    (own / "images").mkdir(parents=True)
+    (own / "w.pt").touch()
+    monkeypatch.setenv("EQADAPT_MIRROR", str(tmp_path / "other"))
+    section = {"weights": "file", "file": "$EQADAPT_MIRROR/w.pt", "sha256": "0" * 8}
+    changes = {
+        "backbones": {"resnet_small": section},
+        "datasets": {"mine": {"folder": "${EQADAPT_MIRROR}/images"}},
+        "train": {"scorer_start": "$EQADAPT_MIRROR/{seed}.safetensors"},
+    }
+    for mirror, folder in ((str(own), own), (None, tmp_path / "other")):
+        study = load_study({**a_study(), **changes, "mirror": mirror})
+        run = study.runs()[-1]
+        assert study.recipe(run)["backbone"]["file"] == str(folder / "w.pt")
+        assert study.scorer_start(study.trained_runs()[-1]).parent == folder
+        missing = [line for line in study.missing_sources() if "scorer_start" not in line]
+        assert len(missing) == (0 if mirror else 2)
+    monkeypatch.setenv("HERE", str(own))
+    assert load_study(a_study(mirror="$HERE")).mirror == str(own)
+    monkeypatch.delenv("EQADAPT_MIRROR")
+    assert load_study(a_study()).mirror is None
+    assert expanded("$EQADAPT_MIRROR_2/x", "/m") == "$EQADAPT_MIRROR_2/x"
+
+
+def test_a_comparison_on_products_has_its_mirror_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("EQADAPT_MIRROR", str(tmp_path / "other"))
+    path = REPOSITORY / "config" / "products.yaml"
+    study = load_products(path, [f"mirror={tmp_path}"]).study
+    (run,) = study.runs()[:1]
+    assert study.recipe(run)["backbone"]["file"].startswith(f"{tmp_path}/cifar10_resnets/")
+
+
+def test_a_data_set_that_nobody_hands_out_needs_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EQADAPT_MIRROR", raising=False)
+
+    def study(mirror=None):
+        return load_study({**a_study(), "datasets": ["imagenet1k"], "mirror": mirror})
+
+    (told,) = study().missing_sources()
+    assert "data set imagenet1k: it cannot be downloaded" in told
+    for name in ("digits", "cifar10", "rotated_mnist"):
+        assert load_study({**a_study(), "datasets": [name]}).missing_sources() == []
+    (tmp_path / "mirror").mkdir()
+    assert len(study("mirror").missing_sources()) == 1
+    (tmp_path / "mirror" / "imagenet1k").mkdir()
+    assert study("mirror").missing_sources() == []
+    (tmp_path / "data/raw/imagenet1k").mkdir(parents=True)
+    (tmp_path / "data/raw/imagenet1k/source.json").touch()  # brought by hand
+    assert study().missing_sources() == []
+
+
+@pytest.mark.parametrize(
+    ("model", "knows"),
+    [
+        ("vit_base_patch16_224", True),
+        ("vit_base_patch16_224.augreg_in21k", False),  # 21843 classes
+        ("vit_small_patch14_dinov2", False),  # no head
+    ],
+)
+def test_only_weights_with_a_head_of_imagenets_classes_know_them(model, knows):
+    backbones = {"net": {"model": model, "weights": "pretrained"}}
+    study = {**a_study(), "datasets": ["imagenet1k"], "backbones": backbones}
+    frozen = {**study, "regimes": ["frozen"]}
+    if knows:
+        assert load_study(frozen).start(load_study(frozen).runs()[0]) is None
+        return
+    with pytest.raises(UserError, match="do not know the classes of imagenet1k"):
+        load_study(frozen)
+    both = load_study({**study, "regimes": ["joint", "frozen"]})
+    starts = {both.start(run) for run in both.runs() if run.regime == "frozen"}
+    assert {start.method for start in starts} == {"vanilla"}  # which fine-tuning gave a head

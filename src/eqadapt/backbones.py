@@ -464,7 +464,51 @@ def load_weights_file(
         own = network.state_dict()
         own = {key: torch.zeros_like(own[key]) for key in own if key.startswith(head)}
         state = {k: v for k, v in state.items() if not k.startswith(head)} | own
-    load_state(network, state, where=str(path))
+    try:
+        load_state(network, state, where=str(path))
+    except UserError as error:
+        if not new_head and _classifier_alone_differs(network, state):
+            error.fix = (
+                "new_head: true of the backbone, if it was trained on other classes, which leaves "
+                "the file's classifier out; or the checkpoint of this data set"
+            )
+        raise
+
+
+def _classifier_alone_differs(network: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether all that keeps a state from a network are the shapes of the classifier."""
+    own = network.state_dict()
+    counters = {key for key in own if key.endswith("num_batches_tracked")}
+    if own.keys() - counters != state.keys() - counters:
+        return False
+    other = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    try:
+        head = classifier_name(network) + "."
+    except UserError:
+        return False
+    return bool(other) and all(key.startswith(head) for key in other)
+
+
+def check_head(network: nn.Module, classes: int, model: str) -> None:
+    """Stop where a network with timm's pretrained weights has a random head instead of theirs.
+
+    Args:
+        network: As ``build_network`` gave it, with a head for the classes of the data.
+        classes: Their number.
+        model: Its name in the study.
+
+    Raises:
+        UserError: Its pretrained weights are of another number of classes, or have no head.
+    """
+    own = (getattr(network, "pretrained_cfg", None) or {}).get("num_classes")
+    if own is not None and own != classes:
+        raise UserError(
+            f"the pretrained weights of {model} tell {own} classes and the data have {classes}, so "
+            "that its head would be random",
+            where="weights of the backbone",
+            fix=f"a model whose head is of {classes} classes (timm's tags ending in in1k, for "
+            "ImageNet-1k); or weights: pretrain",
+        )
 
 
 def classifier_name(network: nn.Module) -> str:

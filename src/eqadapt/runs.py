@@ -23,7 +23,7 @@ from eqadapt.adaptation import (
     restore_normalisation,
     start_scorer,
 )
-from eqadapt.backbones import Backbone, count_parameters, hub_file, load_state
+from eqadapt.backbones import Backbone, check_head, count_parameters, hub_file, load_state
 from eqadapt.datasets import prepared
 from eqadapt.digest import code_id
 from eqadapt.errors import UserError
@@ -226,7 +226,10 @@ class StudyRunner:
             weights = self.files.class_vectors(run.dataset, run.backbone)
             train = self.data(run.dataset).train
             write_class_vectors(weights, recipe, run.dataset, train, self.device)
-        return build_backbone(recipe, kind, weights)
+        backbone = build_backbone(recipe, kind, weights)
+        if _relies_on_head(run, recipe):
+            check_head(backbone.network, kind.classes, recipe["backbone"]["model"])
+        return backbone
 
     def model(self, run: Run, recipe: dict[str, Any]) -> Symmetrized:
         """The model of a run before training; its new parameters follow from the seed."""
@@ -538,11 +541,17 @@ def check_alike(folder: Path, train: prepared.Prepared, other: prepared.Prepared
     """Stop where two splits are not of one data set.
 
     Raises:
-        UserError: Their names, classes or channels differ.
+        UserError: Their names, classes or channels differ, or the archive or the choices that
+            they were made from, as far as both say.
     """
     split = other.metadata["split"]
     for what, first, second in (
         ("data set", train.metadata["dataset"], other.metadata["dataset"]),
+        *(
+            (what, train.metadata[what], other.metadata[what])
+            for what in ("source", "preparation")
+            if what in train.metadata and what in other.metadata
+        ),
         ("classes", train.classes, other.classes),
         ("channels", train.images.shape[1], other.images.shape[1]),
     ):
@@ -552,6 +561,15 @@ def check_alike(folder: Path, train: prepared.Prepared, other: prepared.Prepared
                 where=str(folder),
                 fix="remove the folder and run `eqadapt prepare` again",
             )
+
+
+def _relies_on_head(run: Run, recipe: Mapping[str, Any]) -> bool:
+    """Whether a run uses what timm's weights of its backbone say of the classes."""
+    section = recipe["backbone"]
+    if section["weights"] != "pretrained" or is_zero_shot(section):
+        return False
+    taught = recipe["train"].get("teacher_weight", 0) > 0
+    return run.regime == "frozen" or get_method(run.method).distils or taught
 
 
 def _silent(_text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -119,11 +120,18 @@ def _without_scorer(train: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in train.items() if not key.startswith("scorer_")}
 
 
-def expanded(path: str) -> str:
+def expanded(path: str, mirror: str | None = None) -> str:
     """A path with ``~`` and ``$VARIABLES`` in their place.
 
     Studies are kept as they were written, so that no result names a folder of one machine.
+
+    Args:
+        path: As it was written.
+        mirror: What ``$EQADAPT_MIRROR`` stands for; None: what the environment says.
     """
+    if mirror is not None:
+        folder = expanded(mirror)
+        path = re.sub(r"\$(EQADAPT_MIRROR\b|\{EQADAPT_MIRROR\})", lambda _: folder, path)
     return os.path.expandvars(Path(path).expanduser())
 
 
@@ -194,6 +202,16 @@ class Study:
                 return run
         raise UserError(f"the study has no run {stem!r}", where=self.name)
 
+    @property
+    def mirror(self) -> str | None:
+        """The folder of archives and weights files: the study's own, else the environment's."""
+        named = self.config["mirror"] or os.environ.get("EQADAPT_MIRROR") or None
+        return None if named is None else expanded(str(named))
+
+    def expanded(self, path: str) -> str:
+        """A path of the study's, in which ``$EQADAPT_MIRROR`` is the study's own mirror."""
+        return expanded(path, self.mirror)
+
     def preparation(self, dataset: str) -> Preparation:
         """What an entry's images come from and how they are prepared."""
         return Preparation.of(dataset, self.config["datasets"][dataset])
@@ -222,7 +240,7 @@ class Study:
         sections = ("image", "methods", "pretrain", "recipes", "scorer", "train")
         network = {key: value for key, value in backbone.items() if key not in sections}
         if network["file"]:
-            network["file"] = expanded(network["file"])
+            network["file"] = self.expanded(network["file"])
         return {
             "dataset": {key: value for key, value in dataset.items() if key != "train"},
             "backbone": network,
@@ -295,7 +313,7 @@ class Study:
         pattern = self.recipe(run)["train"]["scorer_start"]
         if pattern is None or get_method(run.method).scorer != "image":
             return None
-        return Path(expanded(pattern.format(**run.as_dict())))
+        return Path(self.expanded(pattern.format(**run.as_dict())))
 
     def hub_models(self, runs: Sequence[Run] | None = None) -> list[str]:
         """The models of timm whose pretrained weights these runs begin with; None: all runs.
@@ -313,25 +331,40 @@ class Study:
         return sorted(model for model in models if model.split(".")[0] in timm_names())
 
     def missing_sources(self) -> list[str]:
-        """What to say of the user's folders of images and weights files that are not there.
-
-        The study's mirror is the weights files' too.
-        """
+        """What to say of the user's folders of images and weights files that are not there, and of
+        data sets that must come from such a folder and have none."""
         said = []
         for name, dataset in self.config["datasets"].items():
             folder = dataset["folder"]
-            if folder and not Path(expanded(folder)).is_dir():
+            if folder and not Path(self.expanded(folder)).is_dir():
                 said.append(f"data set {name}: no such folder of images: {folder}")
+            if not folder and self._cannot_be_had(name):
+                said.append(
+                    f"data set {name}: it cannot be downloaded, so `folder` must name its images"
+                )
         for path in sorted({str(self.scorer_start(run)) for run in self.trained_runs()} - {"None"}):
             if not Path(path).is_file():
                 said.append(f"train.scorer_start: no such checkpoint: {path}")
         for name, backbone in self.config["backbones"].items():
-            path = str(backbone["file"] or "")
-            if self.config["mirror"]:
-                path = path.replace("$EQADAPT_MIRROR", str(self.config["mirror"]))
-            if path and not Path(expanded(path)).is_file():
-                said.append(f"backbone {name}: no such weights file: {backbone['file']}")
+            path = backbone["file"]
+            if path and not Path(self.expanded(path)).is_file():
+                said.append(f"backbone {name}: no such weights file: {path}")
         return said
+
+    def _cannot_be_had(self, dataset: str) -> bool:
+        """Whether a data set without a folder of the user's is nowhere: nobody hands it out, and
+        neither the mirror has it nor an earlier download, which may have been told the folder."""
+        from eqadapt.datasets import mirror, registry
+
+        preparation = self.preparation(dataset)
+        source = registry.get(preparation.source)
+        if source.files or source.bundled or source.derivation:
+            return False
+        there = (f"data/raw/{source.name}/source.json", f"data/prepared/{preparation.name}")
+        if any(Path(path).exists() for path in there):
+            return False
+        folder = Path(self.mirror) if self.mirror else None
+        return folder is None or not folder.is_dir() or mirror.look_up(folder, source) is None
 
     def digest(self, *keys: str) -> str:
         """Digest of the values at dotted keys, e.g. ``digest("image", "train.epochs")``."""

@@ -473,7 +473,27 @@ def knows_classes(dataset: str, backbone: Mapping[str, Any]) -> bool:
         return weights in ("pretrained", "file", "prototypes")
     if weights == "file":
         return not backbone.get("new_head", False)
-    return weights == "pretrain" or (weights, dataset) == ("pretrained", "imagenet1k")
+    if (weights, dataset) == ("pretrained", "imagenet1k"):
+        from eqadapt.datasets import registry
+
+        return timm_classes(str(backbone["model"])) in (registry.get(dataset).n_classes, None)
+    return bool(weights == "pretrain")
+
+
+@functools.cache
+def timm_classes(model: str) -> int | None:
+    """Outputs of the head that timm's pretrained weights of a model have, 0 without a head; None
+    of names that timm does not know. timm gives a network of another number a random head.
+    """
+    if model.split(".")[0] not in timm_names():
+        return None
+    import timm  # takes seconds, so that nothing but studies of ImageNet should ask
+
+    try:
+        found = timm.get_pretrained_cfg(model)
+    except RuntimeError:  # a tag that there is not, which is told where the network is built
+        return None
+    return None if found is None else int(found.num_classes)
 
 
 def is_zero_shot(backbone: Mapping[str, Any]) -> bool:

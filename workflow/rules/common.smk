@@ -40,8 +40,8 @@ try:
     # command line in place of the files' entries with all that they say.
     config |= selected(reduce(merge, [read_yaml(Path(file)) for file in STUDY_FILES], {}), config)
     STUDY = load_study(config)
-    if STUDY.config["mirror"]:  # what paths in the study mean by it, here and in the jobs
-        os.environ["EQADAPT_MIRROR"] = expanded(STUDY.config["mirror"])
+    if STUDY.mirror:  # where the jobs look for archives and pretrained weights
+        os.environ["EQADAPT_MIRROR"] = STUDY.mirror
     # Studies of test-time methods predict by those, and train canonicalizers for them.
     PLAN = load_plan(STUDY) if STUDY.config["test_time"] else None
 except UserError as error:
