@@ -213,6 +213,32 @@ def test_diagnostics_and_paired_tests(study):
     assert row["p_mcnemar"].isna().all()
 
 
+def test_angles_between_the_groups_have_a_column_where_they_were_tested(study, tmp_path):
+    metrics = pd.read_csv(study / "metrics.csv").groupby(["backbone", "group", "method"])
+    wanted = metrics["all_pose_acc"].mean()
+    for group, others in (("C4", 20), ("C8", 16)):
+        path = study / f"tables/diagnostics-joint-{group}"
+        frame = pd.read_csv(path.with_suffix(".csv")).set_index(["backbone", "method"])
+        assert frame["all_pose_acc"]["mine", "lc"] == pytest.approx(wanted["mine", group, "lc"])
+        text = path.with_suffix(".md").read_text(encoding="utf-8")
+        assert f"24 angles tested, of which {others} are no elements of {group}." in text
+        head, line = (
+            next(x for x in text.splitlines() if s in x) for s in ("| Method", ", mine | LC")
+        )
+        cells = dict(zip(head.split(" | "), line.split(" | "), strict=True))
+        assert cells["All angles"] == f.share(wanted["mine", group, "lc"])
+        assert " & All angles & " in path.with_suffix(".tex").read_text(encoding="utf-8")
+    spec = StudySpec(groups=("C4", "C8"), backbones=("one",), images=20, poses=8, seeds=(0, 1))
+    folder = make_study(tmp_path, spec)
+    assert main(["metrics", "--results", str(folder)]) == 0
+    for group, shown in (("C4", True), ("C8", False)):
+        table = diagnostics_table(open_results(folder), load_published(PUBLISHED), "joint", group)
+        assert ("All angles" in [column.title for column in table.grids[0].columns]) == shown
+        assert ("All angles" in table.grids[0].caption) == shown
+        assert table.frame["all_pose_acc"].notna().all() == shown
+        assert len({len(row) for row in table.grids[0].rows} | {len(table.grids[0].columns)}) == 1
+
+
 def test_latex_is_balanced_and_escaped(study):
     text = (study / "tables/main-joint-C8.tex").read_text()
     for name in ("table", "tabular"):

@@ -27,6 +27,7 @@ from eqadapt.analysis.published import METRICS, Published
 from eqadapt.analysis.results import Results
 from eqadapt.analysis.statistics import t_interval
 from eqadapt.files import write_text
+from eqadapt.groups.cyclic import parse_group
 
 INTERVAL_NOTE = (
     "Percent; mean ± 95% interval over seeds (Student t); square brackets: 95% interval over "
@@ -210,9 +211,11 @@ def _elsewhere(published: Published, pairs: Sequence[tuple[str, str]], group: st
     return "".join(f" {pair}: from the authors' {source}." for pair, source in found.items())
 
 
+_ALL_ANGLES = "all_pose_acc"
 # column of metrics.csv, heading, how a mean over seeds is written
 _DIAGNOSTICS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("worst_pose_acc", "Worst pose", f.share),
+    (_ALL_ANGLES, "All angles", f.share),
     ("orbit_agreement", "Orbit agreement", f.share),
     ("identity_rate", "Identity rate", f.share),
     ("pose_acc_exact", "Pose acc. 90°", f.share),
@@ -226,11 +229,18 @@ _DIAGNOSTICS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 
 def diagnostics_table(results: Results, published: Published, regime: str, group: str) -> Table:
-    """What the averages hide: worst pose, pose accuracy and consistency by coset, and costs."""
-    metrics = results.metrics
+    """What the averages hide: worst pose, angles between, poses and consistency by coset, costs.
+
+    The accuracy over all angles is left out where only the group's own were tested: there it is
+    the average over the group.
+    """
+    metrics, order = results.metrics, parse_group(group).order
     here = metrics[(metrics["regime"] == regime) & (metrics["group"] == group)]
+    finer = here["n_poses"] > order
+    here = here.assign(**{_ALL_ANGLES: here[_ALL_ANGLES].where(finer)})
+    shown = [entry for entry in _DIAGNOSTICS if entry[0] != _ALL_ANGLES or finer.any()]
     columns = [Column("Data, network", left=True), Column("Method", left=True)]
-    columns += [Column(heading) for _, heading, _ in _DIAGNOSTICS]
+    columns += [Column(heading) for _, heading, _ in shown]
     rows: list[list[Text]] = []
     tidy: list[dict[str, Any]] = []
     rules: list[int] = []
@@ -239,21 +249,33 @@ def diagnostics_table(results: Results, published: Published, regime: str, group
         rules.append(len(rows))
         for method in sorted(part["method"].unique(), key=method_order):
             runs = part[part["method"] == method]
-            means = {name: _mean(runs[name]) for name, _, _ in _DIAGNOSTICS}
             tidy.append(_diagnostics_row(cell, method, runs))
-            texts = [Text(write(means[name])) for name, _, write in _DIAGNOSTICS]
+            texts = [Text(write(_mean(runs[name]))) for name, _, write in shown]
             texts = [Text(t.value, quiet=t.value == f.DASH) for t in texts]
             rows.append(
                 [Text(results.cell_label(*cell[:2])), Text(method_style(method).label), *texts]
             )
     caption = (
-        "Means over seeds; rates in percent. Orbit agreement: images with one prediction in all "
+        f"Means over seeds; rates in percent. {_about_angles(here.loc[finer, 'n_poses'], order)}"
+        "Orbit agreement: images with one prediction in all "
         f"{group} poses. Identity rate: upright images left upright. Pose accuracy: the chosen "
         "pose is the applied one. Consistency: turning the input turns the choice along. 90°: "
         "multiples of 90°, where pixels move without resampling; rest: the group's other poses. A "
         "dash: does not apply. Passes: runs of the network for one prediction."
     )
     return Table(pd.DataFrame(tidy), [Grid(columns, rows, caption, tuple(rules))] if rows else [])
+
+
+def _about_angles(tested: pd.Series, order: int) -> str:
+    """What the column is a mean over, where runs were tested at more angles than the group has."""
+    if tested.empty:
+        return ""
+    counts = " or ".join(str(count) for count in sorted(tested.unique()))
+    others = " or ".join(str(count - order) for count in sorted(tested.unique()))
+    return (
+        f"All angles: mean accuracy over the {counts} angles tested, of which {others} are no "
+        f"elements of C{order}. "
+    )
 
 
 def _mean(values: pd.Series) -> float:
