@@ -1,4 +1,4 @@
-"""The page over all studies: every verdict in its place, and every link leads somewhere."""
+"""The page over all studies: every verdict and run in its place, every link leads somewhere."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from analysis_fixtures import BEHAVIOURS, StudySpec, make_study
 
+from eqadapt.analysis.formatting import signed
+from eqadapt.analysis.identity_rates import family
 from eqadapt.cli import main
 
 PUBLISHED = Path(__file__).parents[1] / "config" / "published.yaml"
@@ -158,3 +161,112 @@ def test_a_study_may_list_names_where_it_says_nothing_of_them(results, page, tmp
     assert main(["overview", "--results", str(folder)]) == 0
     listed = rows((folder / "README.md").read_text(encoding="utf-8"))
     assert listed["[two](two/study.yaml)"] == rows(page)["[two](two/study.yaml)"]
+
+
+# --- poses kept -----------------------------------------------------------------------------------
+
+RATES = [f"identity_rate.{form}" for form in ("csv", "svg", "png")]
+
+
+def changed_metrics(results, folder, change):
+    """A copy of the studies, the page made again with ``change`` of the metrics of each."""
+    shutil.copytree(results, folder)
+    for name in ("one", "two"):
+        path = folder / name / "metrics.csv"
+        change(name, pd.read_csv(path)).to_csv(path, index=False)
+    assert main(["overview", "--results", str(folder)]) == 0
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_each_canonicalized_run_is_a_point_beside_its_own_vanilla(results, page):
+    """Copies of a run, as all those of the second study are, count once."""
+    metrics = pd.read_csv(results / "one" / "metrics.csv").set_index(["method", "seed"])
+    found = pd.read_csv(results / RATES[0])
+    assert list(zip(found["method"], found["seed"])) == [
+        ("lc", 0), ("lc", 1), ("prlc", 0), ("prlc", 1)
+    ]  # fmt: skip
+    assert set(found["study"]) == {"one"} and found["images_upright"].all()
+    for row in found.itertuples():
+        own, vanilla = metrics.loc[(row.method, row.seed)], metrics.loc[("vanilla", row.seed)]
+        assert row.identity_rate_percent == pytest.approx(100 * own["identity_rate"])
+        assert row.difference_points == pytest.approx(100 * (own["acc"] - vanilla["acc"]))
+    cells = rows(page)["Digits"]
+    assert cells[:2] == ["1", "4"]
+    low, high = (found[found["method"] == name]["difference_points"] for name in ("lc", "prlc"))
+    assert cells[3:] == [f"{signed(low.median())} (2)", "–", "–", f"{signed(high.median())} (2)"]
+    assert "](identity_rate.png)" in page and "Hollow" not in page
+
+
+def test_points_are_in_order_of_rank_where_the_correlation_is_one(results, tmp_path):
+    def change(name, metrics):
+        chosen = metrics["identity_rate"].notna()
+        rates = [0.5, 0.75, 0.9, 1.0] if name == "one" else [0.1, 0.2, 0.3, 0.4]
+        metrics.loc[chosen, "identity_rate"] = rates
+        metrics.loc[chosen, "acc"] = [rate**2 for rate in rates]
+        metrics.loc[metrics["method"] == "vanilla", "acc"] = 1.0
+        return metrics
+
+    page = changed_metrics(results, tmp_path / "results", change)
+    digits = rows(page)["Digits"]
+    assert digits == ["2", "8", "1.00", "−93.5 (4)", "−75.0 (1)", "−43.8 (1)", "−9.5 (2)"]
+
+
+def test_oracles_frozen_networks_and_studies_without_vanilla_have_no_points(results, tmp_path):
+    def change(name, metrics):
+        if name == "two":
+            return metrics[metrics["method"] != "vanilla"].assign(acc=0.5)
+        return metrics.replace({"method": {"prlc": "oracle"}})
+
+    folder = tmp_path / "results"
+    changed_metrics(results, folder, change)
+    found = pd.read_csv(folder / RATES[0])
+    assert set(zip(found["study"], found["method"])) == {("one", "lc")}
+    page = changed_metrics(
+        folder, tmp_path / "frozen", lambda _, metrics: metrics.assign(regime="frozen")
+    )
+    assert "identity_rate" not in page
+    assert not any((tmp_path / "frozen" / name).exists() for name in RATES)
+
+
+def test_images_that_come_turned_are_drawn_and_not_counted(results, tmp_path):
+    folder = shutil.copytree(results, tmp_path / "results")
+    path = folder / "two" / "study.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path.write_text(yaml.safe_dump(config | {"datasets": {"digits": {"source": "rotated_mnist"}}}))
+    assert main(["overview", "--results", str(folder)]) == 0
+    found = pd.read_csv(folder / RATES[0])
+    assert found.groupby("dataset")["images_upright"].agg(["all", "size"]).to_dict("index") == {
+        "digits": {"all": True, "size": 4},
+        "rotated_mnist": {"all": False, "size": 4},
+    }
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert "Hollow, and not in the table: Rotated MNIST" in page
+    assert "Rotated MNIST" not in rows(page) and "all" not in rows(page)
+
+
+def test_equal_metrics_give_equal_bytes(results, page, tmp_path):
+    folder = shutil.copytree(results, tmp_path / "results")
+    for name in RATES:
+        (folder / name).unlink()
+    assert main(["overview", "--results", str(folder)]) == 0
+    for name in ("README.md", *RATES):
+        assert (folder / name).read_bytes() == (results / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("method", "taught_by"),
+    [
+        ("pca_frame", "Nothing"),
+        ("frozen_canonicalizer", "Nothing"),
+        ("lc", "No prior"),
+        ("optc_noprior", "No prior"),
+        ("top_2", "Prior on upright images"),
+        ("prlc_classwise_mirrored", "Prior on turned images"),
+        ("rotation_head", "Prior on turned images"),
+        ("equizero", "Network's own outputs"),
+        ("self_canonicalizer", "Self-canonicalizer"),
+        ("of_a_plugin", "Other"),
+    ],
+)
+def test_methods_are_told_apart_by_what_teaches_the_pose(method, taught_by):
+    assert family(method).startswith(taught_by)

@@ -1,4 +1,4 @@
-"""All studies of a results folder on one page: where each claim was tested, what each study is."""
+"""All studies of a results folder on one page: claims, what each study is, and poses kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import pandas as pd
 from eqadapt.analysis import outputs
 from eqadapt.analysis.claims import CLAIMS, doubts
 from eqadapt.analysis.formatting import DASH, Column, Grid, Text, to_markdown
+from eqadapt.analysis.identity_rates import STEM, TURNED, by_data, identity_rates
 from eqadapt.analysis.labels import backbone_label, dataset_label, distinct_labels
+from eqadapt.analysis.metrics import write_csv
 from eqadapt.analysis.results import Results, read_csv
 from eqadapt.analysis.statistics import wilson_interval
 from eqadapt.errors import UserError
@@ -54,13 +56,29 @@ _ABOUT_STUDIES = (
     "images, so that differences between them are surer."
 )
 
+_ABOUT_RATES = (
+    "A point is a fine-tuned run of a method that chooses a pose, oracles aside, at one group; a "
+    "run that several studies or entries repeat counts once. Across: the share of upright test "
+    "images whose pose it keeps. Up: its accuracy on them minus that of the vanilla network of "
+    "the same study, data, network and seed; runs without one are left out. Coloured by what "
+    "teaches the choice. In the table: Spearman's rank correlation of the two over runs, and the "
+    "median difference, in points, of the runs that keep so many poses, with their number. Runs "
+    "of a study share its data, and methods its vanilla networks, so that they are no independent "
+    "sample; methods differ in more than this rate."
+)
 
-def write_overview(folder: Path) -> Path:
-    """Write ``README.md`` into a folder of studies.
+
+def write_overview(folder: Path) -> list[Path]:
+    """Write ``README.md``, and the figure in it with its points, into a folder of studies.
+
+    The files of the figure are written where at least one run has a point in it, else deleted.
 
     Args:
         folder: ``results``; each folder in it with ``study.yaml``, ``metrics.csv`` and
             ``claims.json`` is a study.
+
+    Returns:
+        The page first, then the points (CSV) and the figure in each format.
 
     Raises:
         UserError: There is no finished study in it.
@@ -74,13 +92,33 @@ def write_overview(folder: Path) -> Path:
         raise UserError(
             "no finished study", where=str(folder), fix="run one, or name another --results"
         )
-    path = folder / NAME
-    write_text(path, overview(studies))
-    return path
+    path, rates = folder / NAME, identity_rates(studies)
+    write_text(path, overview(studies, rates))
+    return [path, *_write_rates(folder / STEM, rates)]
 
 
-def overview(studies: Sequence[Results]) -> str:
-    """The page as Markdown; links are relative to the folder of the studies."""
+def _write_rates(base: Path, rates: pd.DataFrame) -> list[Path]:
+    if rates.empty:
+        for form in ("csv", *outputs.FIGURE_FORMATS):
+            base.with_suffix(f".{form}").unlink(missing_ok=True)
+        return []
+    # Here, as matplotlib takes a second to import.
+    from eqadapt.analysis.figures.identity_rate import accuracy_against_identity_rate
+    from eqadapt.analysis.figures.style import save, themed
+
+    table = base.with_suffix(".csv")
+    write_csv(rates, table)
+    with themed():
+        return [table, *save(accuracy_against_identity_rate(rates), base)]
+
+
+def overview(studies: Sequence[Results], rates: pd.DataFrame) -> str:
+    """The page as Markdown; links are relative to the folder of the studies.
+
+    Args:
+        studies: The finished studies.
+        rates: As ``identity_rates`` returns it for them.
+    """
     parts = [
         "# All studies",
         "",
@@ -95,8 +133,26 @@ def overview(studies: Sequence[Results]) -> str:
         "",
         to_markdown(Grid(_STUDY_HEADINGS, [_study_row(study) for study in studies])),
         _ABOUT_STUDIES,
+        *_rates_section(rates),
     ]
     return "\n".join(parts) + "\n"
+
+
+def _rates_section(rates: pd.DataFrame) -> list[str]:
+    if rates.empty:
+        return []
+    turned = [dataset_label(name) for name in TURNED if name in set(rates["dataset"])]
+    hollow = f" Hollow, and not in the table: {', '.join(turned)}, whose images come turned."
+    return [
+        "",
+        "## Poses kept and upright accuracy",
+        "",
+        f"![Upright accuracy minus vanilla's against the share of poses kept]({STEM}.png)",
+        "",
+        f"{_ABOUT_RATES}{hollow if turned else ''} [All points]({STEM}.csv).",
+        "",
+        to_markdown(by_data(rates)).rstrip("\n"),
+    ]
 
 
 def _claim_rows(studies: Sequence[Results]) -> list[list[Text]]:

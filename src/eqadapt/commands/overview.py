@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "write README.md over all finished studies: claims, verdicts, what ran where"
+HELP = "write README.md over all finished studies: claims, what ran where, poses kept"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the page."""
+    """Write the page, its figure and the points of that."""
     from eqadapt.analysis.overview import write_overview
 
-    print(write_overview(args.results))
+    for path in write_overview(args.results):
+        print(path)
