@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +27,7 @@ from eqadapt.runs import StudyFiles, StudyRunner
 from eqadapt.study import load_study
 from eqadapt.trained import load_trained
 
+REPOSITORY = Path(__file__).parents[1]
 MODEL, TAGGED = "test_resnet", "test_resnet.r160_in1k"
 
 
@@ -79,6 +81,14 @@ def test_names_without_weights_are_told(mirror, model, said):
     with pytest.raises(UserError) as told:
         fetch(model, hub_file(model), mirror)
     assert said in str(told.value)
+
+
+@pytest.mark.parametrize("study", ["cifar10", "imagenet", "paper"])
+def test_timm_has_the_weights_that_a_study_begins_with(study):
+    tagged = timm.list_pretrained()
+    known = {*tagged, *(name.split(".")[0] for name in tagged)}
+    models = load_study(REPOSITORY / "config" / f"{study}.yaml").hub_models()
+    assert models and set(models) <= known
 
 
 def test_a_broken_file_of_the_mirror_leaves_nothing(mirror, capsys):
