@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +193,36 @@ def test_of_networks_that_nothing_trained_one_seed_says_all(tmp_path):
     claim = dataclasses.replace(claim, regimes=("frozen",))
     entry = judge(claim, open_results(tmp_path, ["C8"]), load_published(PUBLISHED))
     assert (entry["verdict"], entry["reason"]) == ("reproduced", "")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "seeds", "remark"),
+    [
+        ({"weights": "pretrain"}, 1, "one training: says nothing about another"),
+        ({"weights": "pretrain"}, 3, "one training: says nothing about another"),
+        ({"weights": "pretrained"}, 1, "one training: says nothing about another"),
+        ({"weights": "file"}, 1, ""),
+    ],
+    ids=["pretrained by the study", "once for all seeds", "begins as its vanilla run", "given"],
+)
+def test_a_frozen_network_that_the_study_trained_is_one_training(tmp_path, backbone, seeds, remark):
+    config = {
+        "datasets": {"digits": {}},
+        "backbones": {"resnet10t": {"model": "resnet10t", **backbone}},
+        "regimes": ["frozen"],
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    for seed, (method, wrong) in product(range(seeds), (("equizero", 10), ("equitune", 50))):
+        prediction = np.zeros((400, 8), int)
+        prediction[:wrong] = 1
+        write_run(
+            tmp_path, label=np.zeros(400, int), prediction=prediction, method=method, seed=seed,
+            regime="frozen", group="C8",
+        )  # fmt: skip
+    claim = Claim("T1", "", "", (Check(Term("equizero", "acc"), Term("equitune", "acc"), "ahead"),))
+    claim = dataclasses.replace(claim, regimes=("frozen",))
+    entry = judge(claim, open_results(tmp_path, ["C8"]), load_published(PUBLISHED))
+    assert (entry["verdict"], entry["reason"]) == ("reproduced", remark)
 
 
 def test_two_seeds_that_differ_alike_make_no_check_clear(tmp_path):
@@ -412,6 +444,8 @@ def test_verb_writes_plain_json(tmp_path, capsys):
     text = (folder / "claims.json").read_text()
     assert "NaN" not in text
     assert json.loads(text)["study"] == "digits"
+    p_values = re.findall(r'"p_\w+": ([0-9][^,\s]*)', text)
+    assert p_values and all(p == repr(float(f"{float(p):.6g}")) for p in p_values)
     assert "K15  not run" in capsys.readouterr().out
     assert main([*argv[:-1], str(tmp_path / "none.yaml")]) == 2
 
@@ -493,6 +527,23 @@ def test_transfer_without_another_data_set_or_seed_is_not_run(tmp_path):
         kept.to_csv(study / "transfer.csv", index=False)
         entry = judge(CLAIMS["K15"], open_results(study), load_published(PUBLISHED))
         assert entry["verdict"] == "not run" and "another data set" in entry["reason"]
+
+
+def test_transfer_to_another_part_of_the_same_data_is_none(tmp_path):
+    study = transfer_study(tmp_path, 14)
+    config = yaml.safe_load((study / "study.yaml").read_text(encoding="utf-8"))
+    config["datasets"] = {name: {"source": "digits"} for name in config["datasets"]}
+    (study / "study.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    entry = judge(CLAIMS["K15"], open_results(study), load_published(PUBLISHED))
+    assert entry["verdict"] == "not run" and "another data set" in entry["reason"]
+
+
+def test_transfer_without_the_method_it_is_judged_on_says_so(tmp_path):
+    study = transfer_study(tmp_path, 14)
+    rows = pd.read_csv(study / "transfer.csv").assign(method="lc")
+    rows.to_csv(study / "transfer.csv", index=False)
+    entry = judge(CLAIMS["K15"], open_results(study), load_published(PUBLISHED))
+    assert (entry["verdict"], entry["reason"]) == ("not run", "no runs of prlc")
 
 
 def test_transfer_of_one_seed_has_no_interval(tmp_path):

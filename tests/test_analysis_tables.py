@@ -252,6 +252,7 @@ def test_latex_is_balanced_and_escaped(study):
     assert widths == {4}
     assert r"\textbf{" in text and r"$\pm$" in text and "n/a" in text
     assert f.latex_escape("50% & λ_1 < 2") == r"50\% \& $\lambda$\_1 $<$ 2"
+    assert f.latex_escape("|f(x)|") == "$|$f(x)$|$"  # OT1 would set a dash
 
 
 def _spans(line: str) -> list[str]:

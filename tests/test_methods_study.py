@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from analysis_fixtures import write_run
 from matplotlib.text import Text
 from pretend_gpu import pretended_gpu
 
 from eqadapt import cli
-from eqadapt.analysis import outputs
+from eqadapt.analysis import method_table, outputs
 from eqadapt.analysis.evaluations import Cell
 from eqadapt.analysis.figures import cost
 from eqadapt.analysis.figures.cost import pareto_front
@@ -21,6 +22,7 @@ from eqadapt.analysis.figures.temperature import load_temperatures
 from eqadapt.analysis.labels import method_style
 from eqadapt.analysis.method_table import MethodRow
 from eqadapt.analysis.predictions import load_predictions
+from eqadapt.analysis.results import open_results
 from eqadapt.analysis.statistics import Estimate
 from eqadapt.errors import UserError
 from eqadapt.study import load_study
@@ -363,6 +365,25 @@ def test_the_pareto_front_keeps_what_nothing_cheaper_beats():
     points = {"a": (1.0, 50.0), "b": (4.0, 80.0), "c": (4.0, 85.0), "d": (8.0, 84.0), "e": (2, 60)}
     assert pareto_front(points) == ["a", "e", "c"]
     assert pareto_front(points, worth=15.0) == ["a", "c"]
+
+
+def test_a_little_better_than_what_costs_less_is_not_on_the_front():
+    """However far ahead it is of the last point that is: another one lies between them."""
+    points = {"a": (1.0, 97.0), "b": (2.0, 97.4), "c": (4.0, 97.8), "d": (8.0, 98.5)}
+    assert pareto_front(points, worth=0.5) == ["a", "d"]
+
+
+@pytest.mark.parametrize(
+    ("finest", "group", "known"),
+    [("C8", "C8", (1.0, 2.0)), ("C8", "C4", (1.0, None)), ("C4", "C2", (None, None))]
+    + [("C12", "C6", (None, None)), ("C6", "C2", (1.0, None))],
+)
+def test_a_group_has_the_logit_differences_of_its_own_poses_only(tmp_path, finest, group, known):
+    poses = int(finest[1:])
+    meta = {"logit_difference_exact": 1.0, "logit_difference_rest": 2.0 if poses > 4 else None}
+    write_run(tmp_path, label=[0, 1], prediction=np.zeros((2, poses), int), meta=meta)
+    extra = method_table._extra(open_results(tmp_path, [group]).evaluations[0], None)
+    assert (extra["logit_difference_exact"], extra["logit_difference_rest"]) == known
 
 
 def cost_figure(monkeypatch, found):

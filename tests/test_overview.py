@@ -12,11 +12,14 @@ import pytest
 import yaml
 from analysis_fixtures import BEHAVIOURS, StudySpec, make_study
 
+from eqadapt.analysis import overview as overview_page
 from eqadapt.analysis.formatting import signed
 from eqadapt.analysis.identity_rates import family
+from eqadapt.analysis.results import read_csv
 from eqadapt.cli import main
 
 PUBLISHED = Path(__file__).parents[1] / "config" / "published.yaml"
+COMMITTED = Path(__file__).parents[1] / "results"
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +273,17 @@ def test_equal_metrics_give_equal_bytes(results, page, tmp_path):
 )
 def test_methods_are_told_apart_by_what_teaches_the_pose(method, taught_by):
     assert family(method).startswith(taught_by)
+
+
+def test_studies_that_share_the_runs_of_a_claim_are_named():
+    """K1 speaks of vanilla alone: the same runs in two studies are one reproduction."""
+    by_run: dict[str, set[str]] = {}
+    for path in COMMITTED.glob("*/claims.json"):
+        claims = json.loads(path.read_text(encoding="utf-8"))["claims"]
+        if next(claim for claim in claims if claim["id"] == "K1")["verdict"] != "not run":
+            metrics = read_csv(path.parent / "metrics.csv")
+            vanilla = metrics[(metrics["method"] == "vanilla") & (metrics["regime"] == "joint")]
+            for run in vanilla["config_hash"]:
+                by_run.setdefault(run, set()).add(path.parent.name)
+    shared = {" and ".join(sorted(names)) for names in by_run.values() if len(names) > 1}
+    assert shared and all(pair in overview_page._ABOUT_CLAIMS for pair in shared)

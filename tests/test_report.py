@@ -10,6 +10,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from analysis_fixtures import BEHAVIOURS, Behaviour, StudySpec, make_study
@@ -20,7 +21,8 @@ from eqadapt.analysis.figures.gallery import load_pictures
 from eqadapt.analysis.figures.poses import offset_shares
 from eqadapt.analysis.figures.style import save, themed
 from eqadapt.analysis.labels import METHODS, method_styles
-from eqadapt.analysis.narrative import training_seconds
+from eqadapt.analysis.narrative import method_sentences, scope_sentences, training_seconds
+from eqadapt.analysis.published import load_published
 from eqadapt.analysis.results import open_results
 from eqadapt.cli import main
 from eqadapt.errors import UserError
@@ -237,6 +239,31 @@ def test_what_a_study_lacks_is_told_wherever_it_is_written(tmp_path, capsys):
         assert main([verb, "--results", str(folder), *published]) == 0
         assert (said in capsys.readouterr().err) == (verb in ("metrics", "claims"))
     assert said in html.unescape((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_a_report_cites_whose_claims_it_judges(study):
+    results, published = open_results(study), load_published(PUBLISHED)
+
+    def scope(**verdicts: str) -> str:
+        claims = [{"source": source, "verdict": verdict} for source, verdict in verdicts.items()]
+        return " ".join(scope_sentences(results, published, {"claims": claims}))
+
+    both = scope(mondal2023="not run", basu2023lambda="reproduced", kaba2023="not reproduced")
+    cited = [published.citation(source) in both for source in ("basu2023lambda", "kaba2023")]
+    assert all(cited) and published.citation("mondal2023") not in both
+    none = scope(mondal2023="not run")
+    assert "tests claims" not in none and "This study asks" in none
+
+
+def test_runs_at_fewer_poses_are_said_to_be(study):
+    results = open_results(study)
+    assert "in 24 poses, 15° apart." in method_sentences(results)[0]
+    metrics = results.metrics.assign(n_poses=8)
+    own = metrics["trained_group"] == "C8"
+    parts = [metrics, metrics[own].assign(group="C4", trained_group="C4", n_poses=4)]
+    results.__dict__["metrics"] = pd.concat(parts)  # as a study of test-time methods has them
+    said = method_sentences(results)[0]
+    assert "in 8 poses, 45° apart (by runs for C4 in 4, 90° apart)." in said
 
 
 def test_frozen_networks_as_they_are_are_no_trainings(tmp_path, study):

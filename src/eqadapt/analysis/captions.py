@@ -40,8 +40,11 @@ CAPTIONS: dict[str, str] = {
     "accuracy_against_temperature": "Views averaged with weights exp(-energy / temperature): the "
     "view of lowest energy on the left, the plain mean on the right, and the two spaces in which "
     "outputs can be averaged. Bands: 95% intervals over images.",
-    "gallery": "Test images turned by the angle on top, and below them the canonical forms that "
-    "the network is given, first seed. Frames: green, right prediction; red with a cross, wrong.",
+    "gallery": "Test images turned by the angle on top, and below them the same in the pose that a "
+    "method chooses, first seed. A method that chooses one pose gives the network just this "
+    "canonical form. Of one that weighs or compares the network's outputs on several views, it is "
+    "the view that is chosen or weighs most, and the prediction is of all of them. Frames: green, "
+    "right prediction; red with a cross, wrong.",
 }
 
 # figure -> files of the results folder it is drawn from, module that draws it

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from eqadapt.analysis.comparisons import Comparison, Seeds, difference
 from eqadapt.analysis.labels import dataset_label, method_style
 from eqadapt.analysis.published import Figure, Published
-from eqadapt.analysis.statistics import Estimate, holm
+from eqadapt.analysis.statistics import Estimate, holm, written_p
 
 Verdict = Literal["reproduced", "not reproduced", "not run"]
 SIGNIFICANCE = 0.05
@@ -184,13 +184,16 @@ class Claim:
         return f"{words}; reduced study" if reduced else words
 
 
-def judge_cell(claim: Claim, group: str, methods: Mapping[str, Seeds]) -> dict[str, Any]:
+def judge_cell(
+    claim: Claim, group: str, methods: Mapping[str, Seeds], trained_before: bool = False
+) -> dict[str, Any]:
     """Verdict of a claim in one cell, with the numbers behind it.
 
     Args:
         claim: The claim.
         group: The cell's group.
         methods: The cell's runs: method, then seed.
+        trained_before: Whether the cell's frozen network is one that the study trained itself.
 
     Returns:
         ``verdict``, ``reason`` (when not run) and ``checks``. A check ``agrees`` when its mean
@@ -209,7 +212,7 @@ def judge_cell(claim: Claim, group: str, methods: Mapping[str, Seeds]) -> dict[s
     tested = [d.p if c.rule == "ahead" else math.nan for c, d in zip(claim.checks, found)]
     adjusted = holm(tested)
     checks = [
-        judge_check(check, group, comparison, p, methods[check.first.key])
+        judge_check(check, group, comparison, p, methods[check.first.key], trained_before)
         for check, comparison, p in zip(claim.checks, found, adjusted, strict=True)
     ]
     verdict: Verdict = "reproduced" if all(c["passed"] for c in checks) else "not reproduced"
@@ -222,7 +225,12 @@ def _measure(check: Check, methods: Mapping[str, Seeds]) -> Comparison:
 
 
 def judge_check(
-    check: Check, group: str, found: Comparison, p_holm: float, first: Seeds
+    check: Check,
+    group: str,
+    found: Comparison,
+    p_holm: float,
+    first: Seeds,
+    trained_before: bool = False,
 ) -> dict[str, Any]:
     """The entry of a check in ``claims.json``.
 
@@ -232,6 +240,7 @@ def judge_check(
         found: The difference it is about.
         p_holm: Corrected p of the difference, for ``ahead``.
         first: The runs of its first term, for ``invariant``.
+        trained_before: Whether the frozen network behind both is one that the study trained itself.
     """
     points = found.estimate.scaled(100)
     passed = agrees = check.holds(points.mean)
@@ -247,20 +256,22 @@ def judge_check(
         "interval": points.kind,
         "n_seeds": points.n,
         "seeds_first_ahead": found.seeds_ahead,
-        "p_sign_flip": _number(found.p),
+        "p_sign_flip": _number(written_p(found.p)),
         "p_holm": None,
-        "p_mcnemar": _number(found.p_mcnemar),
+        "p_mcnemar": _number(written_p(found.p_mcnemar)),
     }
     if check.rule == "ahead":
         # The test is over images, for these networks; all seeds must say so too.
         passed = passed and p_holm < SIGNIFICANCE and found.seeds_ahead == points.n
-        judged["p_holm"] = _number(p_holm)
+        judged["p_holm"] = _number(written_p(p_holm))
     if check.rule == "invariant":
         judged["orbit_agreement"] = _orbit_agreement(first)
         passed = agrees = passed and judged["orbit_agreement"] == 1.0
     judged["agrees"] = bool(agrees)
     judged["passed"] = bool(passed)
-    return judged | clearness(check, points, found.trained_once)
+    # Seeds that are all the same differ in nothing that was trained: there is the network alone.
+    network_once = trained_before and points.kind == "images"
+    return judged | clearness(check, points, found.trained_once or network_once)
 
 
 def clearness(check: Check, found: Estimate, trained_once: bool) -> dict[str, Any]:

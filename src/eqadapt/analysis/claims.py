@@ -317,7 +317,13 @@ def _judge_transfer(claim: Claim, results: Results) -> dict[str, Any]:
     }
     if results.transfers is None:
         return entry | _not_run("needs a study of several data sets with `transfer: true`")
-    cells = judge_transfers(claim, results.transfers, results.reduced, "prlc")
+    if "prlc" not in set(results.transfers["method"]):
+        return entry | _not_run("no runs of prlc")
+
+    def source(name: str) -> str:
+        return results.behind("datasets", name)
+
+    cells = judge_transfers(claim, results.transfers, results.reduced, "prlc", source)
     own = f"no canonicalizers for {claim.group} that were tested on another data set as well"
     return entry | _overall(cells, own) | {"variants": []}
 
@@ -348,7 +354,8 @@ def _found(claim: Claim, cell: Cell, results: Results) -> dict[str, Any]:
         # Test-time methods see each image once: its turned copies are its views in another order.
         reason = "outputs for turned images are those for upright ones, put in another order"
         return {"verdict": "not run", "reason": reason, "checks": []}
-    return judge_cell(claim, cell.group, _methods(claim, cell, results))
+    trained = results.trained_before(cell)
+    return judge_cell(claim, cell.group, _methods(claim, cell, results), trained)
 
 
 def _is_zero_shot(results: Results, backbone: str) -> bool:

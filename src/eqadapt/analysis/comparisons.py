@@ -23,6 +23,7 @@ from eqadapt.analysis.statistics import (
     sign_flip_test,
     t_interval,
     wilson_interval,
+    written_p,
 )
 
 Seeds = Mapping[int, Evaluation]
@@ -123,7 +124,11 @@ def difference(first: Seeds, second: Seeds, metrics: tuple[str, str]) -> Compari
 
 
 def _trained(evaluation: Evaluation) -> bool:
-    """Whether a run's outcome is one of a training: of its network's, or of what stands before."""
+    """Whether a run's outcome is one of a training: of its network's, or of what stands before.
+
+    That a frozen network was trained before its runs, predictions do not tell; see
+    ``Results.trained_before``.
+    """
     joint = evaluation.cell.regime == "joint"
     return joint or bool(evaluation.predictions.meta["params_added"])
 
@@ -196,6 +201,8 @@ def paired_frame(results: Results, cells: Sequence[Cell]) -> pd.DataFrame:
             ]
             adjusted = holm([row["p_sign_flip"] for row in family])
             rows += [row | {"p_holm": p} for row, p in zip(family, adjusted, strict=True)]
+    for row in rows:  # after Holm's correction, which takes them as they are
+        row |= {name: written_p(row[name]) for name in ("p_sign_flip", "p_holm", "p_mcnemar")}
     return pd.DataFrame(rows, columns=list(PAIRED_COLUMNS))
 
 

@@ -38,6 +38,8 @@ def method_frame(results: Results) -> pd.DataFrame:
 
     ``harm`` is the share of upright images that vanilla gets right and the method wrong, ``help``
     the reverse. ``departures`` names where the equation with one weight a view does not hold.
+    Logit differences are given where the group has all multiples of 90 degrees, or all other
+    angles, that the predictions were made at.
     """
     rows = []
     for cell in results.cells():
@@ -61,10 +63,15 @@ def _extra(evaluation: Evaluation, vanilla: Evaluation | None) -> dict[str, Any]
         plain = vanilla.correct[:, 0]
         found["harm"] = float(np.mean(plain & ~right))
         found["help"] = float(np.mean(~plain & right))
-    for key in ("logit_difference_exact", "logit_difference_rest", "gated", "trials"):
+    for key in ("gated", "trials"):
         found[key] = meta.get(key)
-    if evaluation.exact.all():  # a file of a finer group's poses knows of more
-        found["logit_difference_rest"] = None
+    # The file's are means over all of its poses, which a finer group's file has more of.
+    whole = Evaluation(evaluation.predictions, evaluation.predictions.poses)
+    for key, own, all_ in (
+        ("logit_difference_exact", evaluation.exact, whole.exact),
+        ("logit_difference_rest", ~evaluation.exact, ~whole.exact),
+    ):
+        found[key] = meta.get(key) if own.sum() == all_.sum() else None
     found["departures"] = " ".join(meta.get("departures", []))
     found["hyperparameters"] = json.dumps(meta.get("hyperparameters", {}), sort_keys=True)
     return found

@@ -29,20 +29,25 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-def scope_sentences(results: Results, published: Published) -> list[str]:
-    """What is asked, and on what."""
+def scope_sentences(results: Results, published: Published, claims: Mapping[str, Any]) -> list[str]:
+    """What is asked, and on what; whose claims are tested, where any are."""
     layout = results.layout
     datasets = listed([dataset_label(name) for name in layout["datasets"]])
     networks = listed([results.backbone_label(name) for name in layout["backbones"]])
     regimes = listed([REGIMES.get(name, name) for name in layout["regimes"]])
-    paper = published.citation("mondal2023")
+    judged = [claim for claim in claims["claims"] if claim["verdict"] != "not run"]
+    sources = dict.fromkeys(str(claim["source"]) for claim in judged)
     description = results.words("description")
     sentences = [description] if description else []
+    if sources:
+        cited = listed([_cited(source, published) for source in sources])
+        sentences.append(
+            f"This study tests claims of {cited} on {datasets}, with {networks}, under {regimes}."
+        )
     sentences += [
-        f"This study tests the classification claims of “{paper}” on {datasets}, with "
-        f"{networks}, under {regimes}.",
-        "It asks whether a network that fails on turned images can be repaired by choosing a "
-        "pose for each input and turning it back, and what that costs on upright images.",
+        f"{'It' if sources else 'This study'} asks whether a network that fails on turned images "
+        "can be repaired by choosing a pose for each input and turning it back, and what that "
+        "costs on upright images.",
     ]
     if results.reduced:
         note = results.words("reduced_note")
@@ -51,6 +56,11 @@ def scope_sentences(results: Results, published: Published) -> list[str]:
             f"there, not how large they are at the paper's size.{' ' if note else ''}{note}"
         )
     return sentences
+
+
+def _cited(source: str, published: Published) -> str:
+    """A paper by its title; of a source that is no paper, its name."""
+    return f"“{published.citation(source)}”" if source in published.papers else source.lower()
 
 
 def method_sentences(results: Results) -> list[str]:
@@ -69,11 +79,10 @@ def method_sentences(results: Results) -> list[str]:
             for name, n in metrics.groupby("dataset", sort=False)["n_test"].max().items()
         ]
     )
-    poses = int(metrics["n_poses"].max())
     sentences = [
         f"{plural(len(runs), 'run')}: {plural(runs['method'].nunique(), 'method')}, groups "
         f"{listed(results.groups)}, {spread} {'seed' if spread == '1' else 'seeds'} each. "
-        f"Every test image ({images}) was classified in {poses} poses, {360 / poses:g}° apart.",
+        f"Every test image ({images}) was classified in {_poses(metrics)}.",
         "What a run decides it decides on a validation split of the training set; the test set is "
         "read by its evaluation alone. Turns by multiples of 90° move pixels exactly; all other "
         "turns use one resampling, the same in training and evaluation.",
@@ -82,6 +91,18 @@ def method_sentences(results: Results) -> list[str]:
         return [*sentences, _trials_sentence(metrics)]
     cost = _cost_sentence(results)
     return [*sentences, cost] if cost else sentences
+
+
+def _poses(metrics: pd.DataFrame) -> str:
+    """How many poses, and for which groups fewer: runs may have those of their own group alone."""
+    by_group = metrics.groupby("trained_group", sort=False)["n_poses"].max()
+    most = int(by_group.max())
+    fewer = [
+        f"by runs for {group} in {int(count)}, {360 / count:g}° apart"
+        for group, count in by_group.items()
+        if count < most
+    ]
+    return f"{most} poses, {360 / most:g}° apart" + (f" ({listed(fewer)})" if fewer else "")
 
 
 def _trials_sentence(metrics: pd.DataFrame) -> str:

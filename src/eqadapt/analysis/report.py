@@ -117,7 +117,7 @@ def page(results: Results, published: Published, command: str) -> dict[str, Any]
         "reduced_note": results.words("reduced_note"),
         "incomplete": results.missing_words,
         "title": listed_title(results),
-        "scope": narrative.scope_sentences(results, published),
+        "scope": narrative.scope_sentences(results, published, claims),
         "methodology": narrative.method_sentences(results),
         "findings": narrative.result_sentences(results, published, claims),
         "claims": [claim_view(claim, results) for claim in claims["claims"]],

@@ -27,6 +27,7 @@ from eqadapt.analysis.metrics import COLUMNS, EXTRA, KEYS, PROVENANCE
 from eqadapt.analysis.predictions import IDENTITY, Predictions, iterate_predictions, run_stem
 from eqadapt.errors import UserError
 from eqadapt.study import load_study
+from eqadapt.study_rules import knows_classes
 
 _NAMES = (*KEYS[:-1], "trained_group", "trained_on", "tested_on")
 _WORDS = [column for column in (*PROVENANCE, *EXTRA) if column.endswith(("sha256", "hash"))]
@@ -80,6 +81,17 @@ class Results:
     def behind(self, section: str, name: str) -> str:
         """What an entry is of: a data set's ``source``, a backbone's ``model``, or its own name."""
         return str(self.entry(section, name).get(_BEHIND[section]) or name)
+
+    def trained_before(self, cell: Cell) -> bool:
+        """Whether a frozen network is one that the study trained itself, not one it was given.
+
+        It pretrained it, once for all seeds, or starts from what its joint vanilla runs left.
+        """
+        backbone = self.entry("backbones", cell.backbone)
+        if cell.regime != "frozen" or "weights" not in backbone:
+            return False
+        source = self.behind("datasets", cell.dataset)
+        return backbone["weights"] == "pretrain" or not knows_classes(source, backbone)
 
     def published_as(self, dataset: str, backbone: str) -> tuple[str, str]:
         """The data set and network of two entries, by the names that published figures have."""

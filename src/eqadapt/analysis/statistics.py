@@ -135,6 +135,14 @@ def _sign_sum_mass(sizes: NDArray, counts: NDArray, total: int) -> NDArray[np.fl
     return np.clip(mass, 0.0, 1.0)
 
 
+def written_p(p: float) -> float:
+    """A p value as files have it: six significant digits, in which processors agree; NaN as it is.
+
+    The Fourier transform behind ``sign_flip_test`` differs between them in the last digits.
+    """
+    return float(f"{p:.6g}")
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment of a family of p values, in the order given; NaN stays NaN."""
     p = np.asarray(p_values, float)

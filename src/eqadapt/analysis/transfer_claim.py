@@ -1,11 +1,13 @@
 """A claim about canonicalizers on other data than they were trained on, judged from transfer.csv.
 
 For every data set A and every other one B of the study: the pose accuracy on A of canonicalizers
-trained on A, minus that of those trained on B, seed by seed.
+trained on A, minus that of those trained on B, seed by seed. Entries that are parts of one data set
+are not other ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -27,7 +29,11 @@ def transfer_text(method: str, trained_on: str, tested_on: str, points: float) -
 
 
 def judge_transfers(
-    claim: Claim, frame: pd.DataFrame, reduced: bool, method: str
+    claim: Claim,
+    frame: pd.DataFrame,
+    reduced: bool,
+    method: str,
+    source: Callable[[str], str] = str,
 ) -> list[dict[str, Any]]:
     """The cells of ``claims.json``: one a tested data set, backbone, regime and group.
 
@@ -36,6 +42,7 @@ def judge_transfers(
         frame: ``transfer.csv``.
         reduced: Whether the study calls itself reduced.
         method: The one it is judged on; those that learn no pose from data would say nothing.
+        source: The data set that an entry is of.
     """
     assert claim.transfer is not None
     pose = Term(method, "pose_acc")
@@ -53,6 +60,7 @@ def judge_transfers(
         checks = [
             _check(check, own, other, transfer_text(method, name, dataset, claim.transfer))
             for name, other in sorted(by_source.items())
+            if source(name) != source(dataset)
             if len(own.index.intersection(other.index))  # seeds of both
         ]
         if not checks:

@@ -102,14 +102,15 @@ def accuracy_against_cost(results: Results, cells: list[Cell]) -> Figure:
 def pareto_front(points: Mapping[str, tuple[float, float]], worth: float = 0.0) -> list[str]:
     """Names of points (cost, value) that none beats at the same cost or less, cheapest first.
 
-    A point of higher cost counts only if it is better by more than ``worth``.
+    A point of higher cost counts only if it is better than all cheaper ones, on the front or not,
+    by more than ``worth``.
     """
     front: list[str] = []
     best = -math.inf
     for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
-        if points[name][1] > best + (worth if front else 0.0):
+        if points[name][1] > best + worth:
             front.append(name)
-            best = points[name][1]
+        best = max(best, points[name][1])
     return front
 
 

@@ -1,4 +1,4 @@
-"""Inputs beside the canonical forms that the network is given."""
+"""Inputs beside the poses that methods choose for them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Pictures:
 
     Attributes:
         inputs: (N, P, H, W, C) uint8, the turned inputs.
-        canonical: The same shape: what the network is given.
+        canonical: The same shape: in the chosen pose, which the network is given; of methods that
+            look at several views, the one that is chosen or weighs most.
         angles: (P,) degrees counter-clockwise the inputs were turned.
         chosen_angles: (N, P) degrees of the chosen pose; NaN for none.
         labels: (N,) true classes.
