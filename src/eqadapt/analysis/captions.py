@@ -41,10 +41,10 @@ CAPTIONS: dict[str, str] = {
     "view of lowest energy on the left, the plain mean on the right, and the two spaces in which "
     "outputs can be averaged. Bands: 95% intervals over images.",
     "gallery": "Test images turned by the angle on top, and below them the same in the pose that a "
-    "method chooses, first seed. A method that chooses one pose gives the network just this "
-    "canonical form. Of one that weighs or compares the network's outputs on several views, it is "
-    "the view that is chosen or weighs most, and the prediction is of all of them. Frames: green, "
-    "right prediction; red with a cross, wrong.",
+    "method chooses, first seed. A method that chooses one pose from the image gives the network "
+    "just this canonical form. Of one that looks at several views first, it is the view that is "
+    "chosen or weighs most; where their outputs are averaged, the prediction is of all of them. "
+    "Frames: green, right prediction; red with a cross, wrong.",
 }
 
 # figure -> files of the results folder it is drawn from, module that draws it
