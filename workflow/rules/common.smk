@@ -6,7 +6,6 @@ $STUDY, a file named by its content, through the shell's prefix, which is not tr
 of one key reruns what depends on that key. $RESULTS and $SCRATCH are the study's folders.
 """
 
-import os
 import re
 import shlex
 import sys
@@ -40,8 +39,6 @@ try:
     # command line in place of the files' entries with all that they say.
     config |= selected(reduce(merge, [read_yaml(Path(file)) for file in STUDY_FILES], {}), config)
     STUDY = load_study(config)
-    if STUDY.mirror:  # where the jobs look for archives and pretrained weights
-        os.environ["EQADAPT_MIRROR"] = STUDY.mirror
     # Studies of test-time methods predict by those, and train canonicalizers for them.
     PLAN = load_plan(STUDY) if STUDY.config["test_time"] else None
 except UserError as error:
@@ -165,13 +162,13 @@ def user_folder(source):
 def folder_flag(source):
     """The user's folder of a data set as a flag of a verb; else nothing."""
     folder = user_folder(source)
-    return f"--folder {shlex.quote(expanded(folder))}" if folder else ""
+    return f"--folder {shlex.quote(STUDY.expanded(folder))}" if folder else ""
 
 
 def folder_state(source):
     """What changes when the user changes images in that folder."""
     folder = user_folder(source)
-    return tree_state(expanded(folder)) if folder else ""
+    return tree_state(STUDY.expanded(folder)) if folder else ""
 
 
 def prepared_splits(of):
