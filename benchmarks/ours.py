@@ -79,6 +79,7 @@ def _product_operations(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
     return 4 * real if a.is_complex() else real
 
 
+# how FlopCounterMode is told that a formula wants tensors, not shapes
 _product_operations._get_raw = True  # type: ignore[attr-defined]
 
 

@@ -219,6 +219,18 @@ def test_values_that_fit_are_taken_as_they_are():
     assert normalisation(nn.Identity(), 1, None, [0.25]) == ([0.5], [0.25])
 
 
+@pytest.mark.parametrize("where", ["hf_hub_id", "url", "file", None])
+def test_a_network_with_weights_of_its_own_has_its_own_normalisation(where):
+    network = nn.Identity()
+    network.pretrained_cfg = {
+        "mean": (0.1,),
+        "std": (0.2,),
+        where or "url": "there" if where else "",
+    }
+    own = ([0.1], [0.2]) if where else ([0.5], [0.5])
+    assert normalisation(network, 1, None, None) == own
+
+
 # --- options ------------------------------------------------------------------------------------
 
 

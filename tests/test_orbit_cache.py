@@ -33,7 +33,7 @@ def split(count: int, seed: int = 0):
     return images, labels, torch.arange(count) + 100
 
 
-def identity(backbone: Backbone, group: str):
+def identity(backbone: Backbone, group: str, **options):
     image = {
         "interpolation": "bicubic",
         "padding": "border",
@@ -42,7 +42,7 @@ def identity(backbone: Backbone, group: str):
         "upsampling": "bicubic",
     }
     data = {"dataset": "random", "split": "test", "data_sha256": "a" * 64}
-    section = {"model": "cifar_resnet20", "options": {"width": 4}}
+    section = {"model": "cifar_resnet20", "options": {"width": 4, **options}}
     recipe = {"image": image, "backbone": section}
     return orbit_cache.identity(recipe, backbone, name="small", group=group, data=data)
 
@@ -147,6 +147,13 @@ def test_a_cache_of_something_else_is_refused(key, value, backbone, tmp_path):
         orbit_cache.load(path, {**identity(backbone, "C4"), key: value})
     assert key in raised.value.what
     assert raised.value.where == str(path)
+
+
+def test_options_without_weights_are_another_backbone(backbone, tmp_path):
+    path = tmp_path / "orbits.safetensors"
+    orbit_cache.save(path, computed(backbone, 4, 3, tmp_path))
+    with pytest.raises(UserError, match="options"):
+        orbit_cache.load(path, identity(backbone, "C4", pad_type="same"))
 
 
 def test_other_weights_are_another_backbone(backbone, tmp_path):

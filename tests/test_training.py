@@ -17,7 +17,7 @@ from eqadapt import checkpoint
 from eqadapt.adaptation import ImageScorer, build_action
 from eqadapt.backbones import Backbone
 from eqadapt.distillation import pose_targets
-from eqadapt.errors import UserError
+from eqadapt.errors import NotFinite, UserError
 from eqadapt.evaluation import PassCounter, orbit_accuracy
 from eqadapt.losses import classwise_prior_loss, prior_loss
 from eqadapt.methods import get_method
@@ -378,6 +378,18 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path)
     trainer.train_options["task_weight"] = float("nan")
     with pytest.raises(UserError, match="not finite in epoch 0; no state is kept"):
         trainer.run()
+
+
+def test_poses_that_are_not_finite_stop_it_too():
+    """The backbone's outputs are finite in whatever pose an argmax over NaN leaves."""
+    trainer = make_trainer("prlc")
+    with torch.no_grad():
+        for parameter in trainer.model.scorer.parameters():
+            parameter.fill_(torch.nan)
+    images = torch.zeros(4, *trainer.data.images.shape[1:], dtype=torch.uint8)
+    labels = torch.zeros(4, dtype=torch.long)
+    with pytest.raises(NotFinite):
+        orbit_accuracy(trainer.model, images, labels, trainer.pipeline, 4)
 
 
 def test_training_stops_after_as_many_epochs_without_a_better_score_as_the_patience_says():

@@ -179,7 +179,7 @@ def predict_orbit(
 
     Returns:
         The columns of the predictions file; ``passes`` is the number of backbone passes an image
-        takes, counted on the first one in the first pose.
+        takes, counted on the first image, upright.
     """
     model.eval()
     group = poses.group if method.scorer == "true_pose" else model.action.group

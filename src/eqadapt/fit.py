@@ -89,19 +89,15 @@ def fit_scorer(
     losses: list[float] = []
     scorer.train()
     for epoch in range(epochs):
-        order = torch.randperm(len(images), generator=generator)
         taken: list[Tensor] = []
-        for number, rows in enumerate(order.split(batch_size)):
+        for rows in torch.randperm(len(images), generator=generator).split(batch_size):
             if len(rows) < 2:
                 continue
-            step = epoch * batches + number
+            step = epoch * batches + len(taken)
             factor = learning_rate_factor(step, epochs * batches, "cosine", warmup)
             optimizer.param_groups[0]["lr"] = lr * factor
-            x, pose = images[rows].to(device), torch.zeros(len(rows), dtype=torch.long)
-            if prior == "rotated":
-                pose = torch.randint(action.group.order, (len(rows),), generator=generator)
-                x = action.act(x, pose)
-            loss = prior_loss(scorer(x), pose.to(device))
+            x, pose = _posed(images[rows].to(device), prior, action, generator)
+            loss = prior_loss(scorer(x), pose)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
@@ -114,6 +110,16 @@ def fit_scorer(
             report(epoch, losses[-1])
     scorer.eval()
     return losses
+
+
+def _posed(
+    x: Tensor, prior: str, action: RotationAction, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Upright images as the prior shows them, and their poses (B,)."""
+    if prior == "identity":
+        return x, torch.zeros(len(x), dtype=torch.long, device=x.device)
+    pose = torch.randint(action.group.order, (len(x),), generator=generator).to(x.device)
+    return action.act(x, pose), pose
 
 
 @torch.no_grad()
@@ -133,10 +139,10 @@ def poses_found(
     """
     if not len(images):
         raise UserError("no images to turn", where="images", fix="one or more")
-    parameters = next(scorer.parameters(), images)
+    device = next(scorer.parameters(), images).device
     group, right = action.group, torch.zeros(action.group.order)
     for part in images.split(batch_size):
-        x = part.to(parameters.device)
+        x = part.to(device)
         for pose in range(group.order):
             chosen = scorer(action.posed(x, pose)).argmax(dim=1)
             right[pose] += float((chosen == pose).sum())

@@ -136,9 +136,9 @@ def _sign_sum_mass(sizes: NDArray, counts: NDArray, total: int) -> NDArray[np.fl
 
 
 def written_p(p: float) -> float:
-    """A p value as files have it: six significant digits, in which processors agree; NaN as it is.
+    """A p value as files have it: six significant digits; NaN as it is.
 
-    The Fourier transform behind ``sign_flip_test`` differs between them in the last digits.
+    The Fourier transform behind ``sign_flip_test`` differs between processors in later ones.
     """
     return float(f"{p:.6g}")
 

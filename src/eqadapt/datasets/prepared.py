@@ -116,27 +116,12 @@ def load(
     images = images.permute(0, 3, 1, 2)
     if limit is not None and limit < len(labels):
         rows = torch.from_numpy(stratified_sample(labels.numpy(), limit, _LIMIT_SEED))
-        images, labels, index = _copied_rows(images, rows), labels[rows], index[rows]
+        room = images.new_empty((len(rows), *images.shape[1:]))  # else once more, to lay them out
+        images = torch.index_select(images, 0, rows, out=room)
+        labels, index = labels[rows], index[rows]
     elif not (images.nbytes > available_bytes() / 4 if mapped is None else mapped):
         images, labels, index = images.contiguous(), labels.clone(), index.clone()
     return Prepared(images, labels, index, _classes(path, metadata, labels), metadata)
-
-
-def _copied_rows(images: Tensor, rows: Tensor) -> Tensor:
-    """Some of the images in memory, one copy of them and no second one on the way.
-
-    Args:
-        images: uint8 (N, C, H, W), a view of the file.
-        rows: int64 (M,).
-
-    Returns:
-        uint8 (M, C, H, W), contiguous.
-    """
-    copied = images.new_empty((len(rows), *images.shape[1:]))
-    step = max(1, _CHUNK_BYTES // max(1, images[:1].nbytes))
-    for start in range(0, len(rows), step):
-        copied[start : start + step] = images[rows[start : start + step]]
-    return copied
 
 
 def _classes(path: Path, metadata: dict[str, str], labels: Tensor) -> tuple[str, ...]:

@@ -3,7 +3,8 @@
 Coordinates are (x, y) in pixels, x to the right and y down, and the centres of pixels are at
 integers: pixel ``[row, column]`` lies at (column, row), and an image of side H reaches from -0.5 to
 H - 0.5. Elements turn as in ``eqadapt.groups.images``: counter-clockwise as the image is seen,
-about ``((H-1)/2, (H-1)/2)``.
+about ``((H-1)/2, (H-1)/2)``. (torchvision turns key points and boxes by one angle a call, and
+rounds at quarter turns; here each image has its own, and quarter turns are exact.)
 """
 
 from __future__ import annotations
