@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
 import hashlib
 import io
 import json
@@ -17,6 +19,7 @@ from PIL import Image
 
 from eqadapt.cli import main
 from eqadapt.datasets import acquire as acquire_module
+from eqadapt.datasets import registry
 from eqadapt.datasets.acquire import acquire
 from eqadapt.datasets.image_tree import folder_files, places
 from eqadapt.datasets.manifest import manifest_members, write_manifest
@@ -26,6 +29,7 @@ from eqadapt.datasets.prepared import SPLITS, load, read_metadata
 from eqadapt.datasets.raw import verify
 from eqadapt.errors import UserError
 from eqadapt.files import tree_state
+from eqadapt.study_rules import knows_classes
 
 
 def png(seed, size=(8, 8), mode="RGB"):
@@ -683,3 +687,59 @@ def test_an_archive_of_a_folder_that_was_damaged_is_packed_anew(tmp_path):
     with pytest.raises(UserError, match="corrupt or truncated") as error:
         verify("pets", raw)
     assert "--folder" in error.value.fix and not list(raw.iterdir())
+
+
+# --- a sample of one image a class, whose splits are of classes
+
+
+def sampled(flat):
+    """{path: bytes}, as the release has them in one folder, or each in a folder of its class."""
+    ids = [f"n{number:08d}" for number in range(1_440_000, 1_440_060)]
+    folders = ["sample-abc"] * len(ids) if flat else [f"sample/{wnid}" for wnid in ids]
+    files = {
+        f"{f}/{wnid}_a_cat.JPEG": png(int(wnid[1:])) for f, wnid in zip(folders, ids, strict=True)
+    }
+    return {**files, "sample-abc/README.md": b"words", "sample-abc/figure.png": png(0)}
+
+
+def test_a_sample_of_one_image_a_class_is_split_by_classes(tmp_path, monkeypatch):
+    name = "imagenet1k_sample256"
+    source = dataclasses.replace(
+        registry.get(name), n_train=None, n_test=None, n_classes=60, size=16
+    )
+    monkeypatch.setitem(registry.all_sources(), name, source)
+    found = {}
+    for flat in (True, False):
+        mirror = tmp_path / f"mirror{flat}"
+        mirror.mkdir()
+        official = source.files[0].name
+        if flat:
+            data = gzip.compress(tar(tmp_path / "a.tar", sampled(flat)).read_bytes())
+            (mirror / official).write_bytes(data)
+        else:
+            tar(mirror / f"{name}.tar.xz", sampled(flat))
+        raw, out = tmp_path / f"raw{flat}", tmp_path / f"out{flat}"
+        acquire(name, raw, mirror_folder=mirror)
+        verify(name, raw)
+        prepare(name, raw, out)
+        splits = {split: load(out, split) for split in SPLITS}
+        labels = np.concatenate([splits[split].labels.numpy() for split in SPLITS])
+        assert sorted(labels) == list(range(60))  # each class once, in one of the splits
+        for split, least in {"train": 12, "validation": 1, "test": 18}.items():
+            assert len(splits[split].labels) >= least
+        assert splits["test"].images.shape[1:] == (3, 16, 16)
+        assert len(splits["test"].classes) == 60
+        found[flat] = {split: data.labels.tolist() for split, data in splits.items()}
+    assert found[True] == found[False]
+    with pytest.raises(UserError, match="none of 36 image files is one of ImageNet-1k, one image"):
+        acquire(name, tmp_path / "x", folder=lay_out(tmp_path / "pets", tree()))
+
+
+def test_the_sample_has_labels_of_imagenet():
+    file = {"weights": "file", "model": "resnet50", "options": {}}
+    assert knows_classes("imagenet1k_sample256", file)
+    published = {**file, "weights": "pretrained"}
+    assert knows_classes("imagenet1k_sample256", published)
+    assert not knows_classes("imagenette", published)
+    of_others = {**published, "model": "coatnet_2_rw_224.sw_in12k"}
+    assert not knows_classes("imagenet1k_sample256", of_others)

@@ -138,6 +138,18 @@ def test_another_head_says_nothing_at_first(export, tmp_path):
     assert torch.equal(named.conv1.weight, network.conv1.weight)
 
 
+def test_the_background_of_tensorflow_is_no_class_of_imagenet(tmp_path):
+    data = npz(quantised(layers_of(trained(classes=1001))))
+    export = packed(tmp_path / "net.tar.xz", ("net.npz", data))
+    all_classes, own = folded(classes=1001), folded(classes=1000)
+    load_weights_file(all_classes, export, None)
+    load_weights_file(own, export, None)
+    x = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(own(x), all_classes(x)[:, 1:])
+    with pytest.raises(UserError, match="class count"):
+        load_weights_file(folded(classes=999), export, None)
+
+
 @pytest.mark.parametrize(
     ("model", "name"),
     [

@@ -1,15 +1,20 @@
 """Evaluation that passes no image twice: the same answers from fewer passes."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from project_fixtures import prepare_digits
 from test_adaptation import SIZE, Network, adapted, images, predict
 
 from eqadapt import pass_once
 from eqadapt.adaptation import ImageScorer
 from eqadapt.evaluation import PassCounter
 from eqadapt.pass_once import PassOnce, passing_once, row_keys
+from eqadapt.runs import StudyFiles, StudyRunner, predictions_meta
 from eqadapt.scorers import build_scorer
 from eqadapt.scorers.classifier import EveryView
+from eqadapt.study import load_study
 from eqadapt.symmetrize import Symmetrized
 
 WHOLE = ["equitune", "lambda_equitune", "equizero", "self_canonicalizer", "weighted_frame"]
@@ -151,3 +156,48 @@ def test_the_backbone_is_put_back_whatever_happens():
         assert not any(module.training for module in memory.modules())
         raise RuntimeError
     assert model.backbone is backbone and isinstance(backbone.network, Network)
+
+
+def test_seeds_that_decide_nothing_are_evaluated_once(tmp_path, monkeypatch):
+    """Each run has its own predictions; draws, and weights that differ, are never taken over."""
+    prepare_digits(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    study = load_study(
+        {
+            "study": "frozen",
+            "datasets": {"digits": {"limit_train": 20, "limit_test": 10}},
+            "backbones": {"resnet_small": {"weights": "pretrain"}},
+            "groups": ["C4"],
+            "methods": ["vanilla", "equitune", "lps"],
+            "regimes": ["frozen"],
+            "seeds": [0, 1],
+            "image": {"size": 16},
+            "scorer": {"width": 2, "layers": 2, "input_size": 17},
+            "pretrain": {"epochs": 1},
+            "train": {"epochs": 0, "batch_size": 20},
+            "evaluate": {"poses": "C4", "gallery": 1},
+            "device": "cpu",
+        }
+    )
+    files = StudyFiles(Path("results/frozen"), Path("scratch/frozen"), Path("data/prepared"))
+    runner, evaluated = StudyRunner(study, files, lambda _line: None), []
+    runner.pretrain("digits", "resnet_small")
+    whole = StudyRunner._evaluate
+
+    def told(self, run, model):
+        evaluated.append((run.method, run.seed))
+        return whole(self, run, model)
+
+    monkeypatch.setattr(StudyRunner, "_evaluate", told)
+    for run in study.runs():
+        runner.train(run)
+    for run in study.runs():
+        runner.predict(run)
+    assert evaluated == [("vanilla", 0), ("equitune", 0), ("lps", 0), ("lps", 1)]
+    assert {predictions_meta(files.predictions(run))["seed"] for run in study.runs()} == {0, 1}
+    other = StudyRunner(study, files, lambda _line: None)
+    for run in study.runs():
+        before = files.predictions(run).read_bytes()
+        other.predict(run)
+        other._last = None
+        assert files.predictions(run).read_bytes() == before

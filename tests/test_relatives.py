@@ -483,3 +483,65 @@ print(build_scorer("corner", CyclicGroup(4), 1, size=6).size)
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert found.stdout == "6\n", found.stderr
+
+
+def test_a_network_of_ones_own_is_a_backbone_as_its_document_says(tmp_path):
+    text = (REPOSITORY / "docs" / "your_own_study.md").read_text(encoding="utf-8")
+    (code,) = re.findall(
+        r"```python\n(from timm.models import register_model.*?)```", text, re.DOTALL
+    )
+    (tmp_path / "my_networks.py").write_text(code, encoding="utf-8")
+    assert "EQADAPT_PLUGINS=my_networks" in text
+    program = textwrap.dedent(
+        """
+        import torch
+        from eqadapt.adaptation import ImageKind, build_backbone, build_model
+        from eqadapt.errors import UserError
+        from eqadapt.study import load_study
+
+        def study(methods, **options):
+            return load_study({
+                "study": "mine", "datasets": ["digits"], "groups": ["C4"], "seeds": [0],
+                "methods": methods,
+                "backbones": {"mine": {"model": "two_convolutions", "options": options}},
+            })
+
+        mine = study(["prlc", "lambda_equitune"], width=6)
+        kind = ImageKind(1, 10)
+        for run in mine.trained_runs():
+            recipe = mine.recipe(run)
+            backbone = build_backbone(recipe, kind)
+            assert backbone.network[0].out_channels == 6
+            try:
+                model = build_model(recipe, run.method, run.group, kind, backbone).eval()
+            except UserError as error:
+                print(run.method, "|", error)
+                continue
+            x = torch.rand(4, 1, 32, 32)
+            assert torch.equal(model(x).logits, model(torch.rot90(x, 1, (-2, -1))).logits)
+            print(run.method, tuple(model(x).logits.shape))
+        (run,) = study(["vanilla"], depth=3).trained_runs()
+        try:
+            build_backbone(study(["vanilla"], depth=3).recipe(run), kind)
+        except UserError as error:
+            print(error)
+        """
+    )
+    environment = {
+        "PYTHONPATH": str(tmp_path), "EQADAPT_PLUGINS": "my_networks",
+        "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+    def output(**changed):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**environment, **changed}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return done.stdout + done.stderr
+
+    found = output()
+    assert "prlc (4, 10)" in found, found
+    assert "lambda_equitune | Sequential has no num_features" in found
+    assert "two_convolutions takes no option 'depth'" in found
+    found = output(EQADAPT_PLUGINS="")
+    assert "unknown backbone 'two_convolutions'" in found and "EQADAPT_PLUGINS" in found

@@ -192,3 +192,45 @@ def test_a_run_without_a_canonicalizer_is_no_start_for_another_scorer(project, m
 def test_an_unknown_field_of_the_path_is_a_fault():
     with pytest.raises(UserError, match="scorer_start: unknown field"):
         load_study(merge(SECOND, {"train": {"scorer_start": "{sead}.safetensors"}}))
+
+
+FOURTH = {
+    **FIRST,
+    "study": "fourth",
+    "methods": ["vanilla", "prlc_classwise", "prlc"],
+    "backbones": {"resnet_small": {"weights": "pretrain"}},
+    "scorer": {"name": "classifier", "model": "resnet_small", "input_size": 16},
+    "regimes": ["frozen"],
+    "pretrain": {"epochs": 1},
+    "train": {**FIRST["train"], "scorer_lr": 0, "scorer_start": "backbone"},
+}
+
+
+def test_a_classifier_begins_as_the_backbone_that_it_is_for(project, monkeypatch):
+    """With its head where both tell the classes; a score alone has a last layer of its own."""
+    monkeypatch.chdir(project)
+    path = project / "fourth.yaml"
+    path.write_text(yaml.safe_dump(FOURTH), encoding="utf-8")
+    assert main(["pretrain", "--study", path.name]) == 0
+    assert main(["train", "--study", path.name]) == 0
+    for method, other in (("prlc_classwise", set()), ("prlc", {"fc.weight", "fc.bias"})):
+        run = f"results/fourth/runs/digits-resnet_small-frozen-{method}-C4-seed1"
+        tensors, _ = checkpoint.load(project / run / "checkpoint.safetensors")
+        backbone = checkpoint.without_prefix("backbone.network", tensors, ".")
+        scorer = checkpoint.without_prefix("scorer.network.outputs.network", tensors, ".")
+        assert backbone.keys() == scorer.keys()
+        assert {k for k in backbone if not torch.equal(backbone[k], scorer[k])} == other
+
+
+def test_another_network_cannot_begin_as_the_backbone(project, monkeypatch):
+    monkeypatch.chdir(project)
+    files = StudyFiles(*(project / name for name in ("results/x", "scratch/x", "data/prepared")))
+    for scorer, message in (
+        ({"name": "paired_cnn", "width": 2}, "the scorer paired_cnn cannot begin"),
+        ({"name": "classifier", "model": "vit_small"}, "cannot begin as the backbone resnet_small"),
+    ):
+        study = load_study({**FOURTH, "scorer": scorer})
+        runner = StudyRunner(study, files, lambda _line: None)
+        with pytest.raises(UserError, match=message) as told:
+            runner.check_scorers(study.trained_runs())
+        assert "model: resnet_small" in told.value.fix

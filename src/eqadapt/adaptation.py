@@ -15,6 +15,7 @@ from eqadapt import checkpoint
 from eqadapt.backbones import (
     Backbone,
     build_network,
+    classifier_name,
     load_state,
     load_weights_file,
     normalisation,
@@ -26,7 +27,7 @@ from eqadapt.methods import Method, get_method
 from eqadapt.scorers import build_scorer
 from eqadapt.scorers.base import PoseScorer
 from eqadapt.scorers.classifier import Classifier
-from eqadapt.study_rules import is_zero_shot
+from eqadapt.study_rules import AS_BACKBONE, is_zero_shot
 from eqadapt.symmetrize import Symmetrized
 from eqadapt.tasks.classification import check_sizes
 from eqadapt.view_scorers import build_view_scorer
@@ -161,6 +162,48 @@ def start_scorer(
             fix="a run of a method with one, or scorer: {name: classifier}, which begins as its "
             "backbone",
         )
+
+
+_AS_BACKBONE = f"train.scorer_start: {AS_BACKBONE}"
+
+
+def check_scorer_start(recipe: Mapping[str, Any]) -> None:
+    """Stop where the scorer of a recipe should begin as the backbone and is another network.
+
+    Raises:
+        UserError: So it is.
+    """
+    if recipe["train"].get("scorer_start") != AS_BACKBONE:
+        return
+    scorer, backbone = recipe["scorer"], recipe["backbone"]
+    if scorer["name"] != "classifier" or scorer.get("model") != backbone["model"]:
+        raise UserError(
+            f"the scorer {scorer['name']} cannot begin as the backbone {backbone['model']}",
+            where=_AS_BACKBONE,
+            fix=f"scorer: {{name: classifier, model: {backbone['model']}}}",
+        )
+
+
+def start_scorer_as_backbone(model: Symmetrized) -> None:
+    """Give the scorer ``classifier`` the weights with which the backbone begins.
+
+    Where it has other outputs than the backbone's classes (one, a view's score), its last layer
+    stays as it is.
+
+    Args:
+        model: Before training.
+
+    Raises:
+        UserError: The networks differ.
+    """
+    assert isinstance(model.scorer, ImageScorer)
+    assert isinstance(model.scorer.network, Classifier)
+    network = model.scorer.network.network
+    state, own = model.backbone.network.state_dict(), network.state_dict()  # type: ignore[union-attr,operator]
+    head = classifier_name(network) + "."
+    if any(own[key].shape != state[key].shape for key in own.keys() & state.keys()):
+        state |= {key: own[key] for key in own if key.startswith(head)}
+    load_state(network, state, _AS_BACKBONE)
 
 
 def build_action(recipe: Mapping[str, Any], group: str) -> RotationAction:

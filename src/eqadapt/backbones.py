@@ -1,4 +1,7 @@
-"""Backbones by name: timm's models, small ones built of timm's parts, and the CIFAR ResNets."""
+"""Backbones by name: timm's models, small ones built of timm's parts, and the CIFAR ResNets.
+
+A module named in ``EQADAPT_PLUGINS`` may register networks of its own with timm.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from eqadapt.errors import UserError
 from eqadapt.files import sha256_file
 from eqadapt.folded_networks import fold_norms, holds_layers, read_layers, state_of_layers
 from eqadapt.groups.images import pixel_centres
+from eqadapt.methods import load_plugins
 from eqadapt.parts import in_parts
 
 _CIFAR_DEPTHS = (20, 32, 44, 56)
@@ -64,9 +68,24 @@ class Backbone(nn.Module):
 
     @property
     def feature_count(self) -> int:
-        """Dimension of the penultimate features."""
+        """Dimension of the penultimate features.
+
+        Raises:
+            UserError: The network does not tell it.
+        """
         own: Any = self.network
-        return int(getattr(own, "head_hidden_size", None) or own.num_features)
+        found = getattr(own, "head_hidden_size", None) or getattr(own, "num_features", None)
+        if found is None:
+            raise self._no_features("num_features")
+        return int(found)
+
+    def _no_features(self, lacking: str) -> UserError:
+        return UserError(
+            f"{type(self.network).__name__} has no {lacking}, and a method of the study reads the "
+            "backbone's features",
+            fix="a backbone of timm, or one with timm's num_features, forward_features and "
+            "forward_head",
+        )
 
     def prepare(self, x: Tensor) -> Tensor:
         """Images (B, C, H, H) in [0, 1] to normalised images (B, C, size, size)."""
@@ -79,7 +98,8 @@ class Backbone(nn.Module):
         """Logits (B, classes); ``with_features``: penultimate features (B, D) and logits.
 
         Raises:
-            UserError: The network returns neither a tensor nor something with ``logits``.
+            UserError: The network returns neither a tensor nor something with ``logits``, or has no
+                features to read.
         """
         outputs = functools.partial(self._outputs, with_features=with_features)
         sized = to_size(x, self.size)
@@ -89,6 +109,9 @@ class Backbone(nn.Module):
         x = self._normalised(sized)
         if not with_features:
             return as_logits(self.network(x))
+        for name in ("forward_features", "forward_head"):
+            if not hasattr(self.network, name):
+                raise self._no_features(name)
         maps = self.network.forward_features(x)  # type: ignore[operator]
         features = self.network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
         return features, self.network.forward_head(maps)  # type: ignore[operator]
@@ -197,22 +220,31 @@ def unknown_backbone(model: str) -> UserError:
     return UserError(
         f"unknown backbone {model!r}",
         fix=f"a name of timm, e.g. {', '.join(near) or 'resnet50'}; or one of ours: "
-        f"{', '.join(sorted(_SMALL))}, {', '.join(f'cifar_resnet{d}' for d in _CIFAR_DEPTHS)}",
+        f"{', '.join(sorted(_SMALL))}, {', '.join(f'cifar_resnet{d}' for d in _CIFAR_DEPTHS)}; or "
+        "one that a module named in EQADAPT_PLUGINS registers with timm",
     )
+
+
+def known_to_timm(model: str) -> bool:
+    """Whether timm has a model of that name and tag, plugins' own included."""
+    import timm
+
+    name = model.split(".")[0]
+    if not timm.is_model(name):
+        load_plugins()
+    return bool(timm.is_model(name))
 
 
 def _timm_network(model: str, pretrained: bool, **options: Any) -> nn.Module:
     import timm
 
+    if ":" not in model and not known_to_timm(model):
+        raise unknown_backbone(model)
     small_stem, folded = options.pop("small_stem", False), options.pop("folded", False)
     if pretrained and hub_file(model).is_file():
         options["pretrained_cfg_overlay"] = {"file": str(hub_file(model)), "custom_load": False}
     try:
         network = timm.create_model(model, pretrained=pretrained, **options)
-    except RuntimeError as error:
-        if "Unknown model" not in str(error):
-            raise
-        raise unknown_backbone(model) from error
     except OSError as error:  # no hub
         raise UserError(
             f"the pretrained weights of {model} cannot be had: {error}",
@@ -261,7 +293,7 @@ def build_network(
 
     Args:
         model: ``resnet_small``, ``vit_small``, ``cifar_resnet{20,32,44,56}``, ``mnist_cnn``,
-            ``mnist_gcnn`` or a name of timm.
+            ``mnist_gcnn`` or a name of timm, which may be one that a plugin registered with it.
         num_classes: Outputs of the (new) head.
         in_channels: Image channels.
         pretrained: Load timm's own pretrained weights (needs the network or timm's cache).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +42,17 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(
             f"not a whole checkpoint: {error}", where=str(path), fix="delete it and run again"
         ) from error
+
+
+def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, kinds, shapes and values of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for key, value in sorted(tensors.items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        plain = value.detach().cpu().contiguous()
+        plain = torch.view_as_real(plain) if plain.is_complex() else plain
+        digest.update(plain.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

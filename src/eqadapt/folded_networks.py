@@ -178,7 +178,9 @@ def state_of_layers(network: nn.Module, layers: list[Layer], where: str) -> dict
 
     Args:
         network: With as many convolutions and linear layers, each with a bias (``fold_norms``).
-        layers: Weights and biases; of a linear layer they may be those of a 1 x 1 convolution.
+        layers: Weights and biases; of a linear layer they may be those of a 1 x 1 convolution. Of
+            the 1001 classes of TensorFlow's ImageNet the first, the background, is left out where
+            the network has 1000.
         where: The file, for messages.
 
     Raises:
@@ -200,6 +202,8 @@ def state_of_layers(network: nn.Module, layers: list[Layer], where: str) -> dict
         )
     state = {}
     for (name, module), (weight, bias) in zip(own, layers, strict=True):
+        if (len(bias), getattr(module, "out_features", None)) == (1001, 1000):
+            weight, bias = weight[1:], bias[1:]  # TensorFlow counts a background before ImageNet's
         flat = isinstance(module, nn.Linear) and weight.shape[2:].numel() == 1
         state[f"{name}.weight"] = weight.flatten(1) if flat else weight
         state[f"{name}.bias"] = bias

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eqadapt.backbones import read_weights_file, unknown_backbone
+from eqadapt.backbones import known_to_timm, read_weights_file, unknown_backbone
 from eqadapt.errors import UserError
 from eqadapt.files import atomic_path, json_dumps
 
@@ -56,11 +56,11 @@ def _config(model: str) -> dict[str, Any]:
     """What timm says of a model's pretrained weights."""
     import timm
 
+    if not known_to_timm(model):
+        raise unknown_backbone(model)
     try:
         found = timm.get_pretrained_cfg(model, allow_unregistered=False)
-    except RuntimeError as error:
-        if not timm.is_model(model.split(".")[0]):
-            raise unknown_backbone(model) from error
+    except RuntimeError:  # a tag that there is not
         found = None
     config = found.to_dict() if found is not None else {}
     if not (config.get("hf_hub_id") or config.get("url")):

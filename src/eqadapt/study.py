@@ -20,7 +20,7 @@ from eqadapt.datasets.variants import Preparation
 from eqadapt.errors import UserError
 from eqadapt.files import json_dumps
 from eqadapt.methods import get_method
-from eqadapt.study_rules import LISTS, knows_classes, timm_names, validated
+from eqadapt.study_rules import AS_BACKBONE, LISTS, knows_classes, timm_names, validated
 
 TASK = "classification"
 
@@ -309,9 +309,10 @@ class Study:
         return replace(run, regime="joint", method="vanilla", group="C1")
 
     def scorer_start(self, run: Run) -> Path | None:
-        """The checkpoint whose canonicalizer a run's begins as; None for a new one."""
+        """The checkpoint whose canonicalizer a run's begins as; None for a new one, or one that
+        begins as the backbone."""
         pattern = self.recipe(run)["train"]["scorer_start"]
-        if pattern is None or get_method(run.method).scorer != "image":
+        if pattern in (None, AS_BACKBONE) or get_method(run.method).scorer != "image":
             return None
         return Path(self.expanded(pattern.format(**run.as_dict())))
 

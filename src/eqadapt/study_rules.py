@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from importlib import resources
@@ -33,6 +34,8 @@ OWN_BACKBONES = (
     "mnist_gcnn",
 )
 OPEN_CLIP = "open_clip:"
+# Of train.scorer_start: the canonicalizer begins as the backbone, and not as a run's.
+AS_BACKBONE = "backbone"
 _ZERO_SHOT_OPTIONS: dict[str, tuple[type, ...]] = {
     "shots": (int,),
     "scale": (int, float),
@@ -463,7 +466,12 @@ def timm_names() -> frozenset[str]:
 
 def _known_backbone(model: str) -> bool:
     elsewhere = model.startswith((OPEN_CLIP, "hf-hub:", "hf_hub:", "local-dir:"))
-    return model in OWN_BACKBONES or elsewhere or model.split(".")[0] in timm_names()
+    name = model.split(".")[0]
+    if model in OWN_BACKBONES or elsewhere or name in timm_names():
+        return True
+    load_plugins()
+    timm: Any = sys.modules.get("timm")  # imported by what registers a network with it
+    return timm is not None and bool(timm.is_model(name))
 
 
 def knows_classes(dataset: str, backbone: Mapping[str, Any]) -> bool:
@@ -473,11 +481,18 @@ def knows_classes(dataset: str, backbone: Mapping[str, Any]) -> bool:
         return weights in ("pretrained", "file", "prototypes")
     if weights == "file":
         return not backbone.get("new_head", False)
-    if (weights, dataset) == ("pretrained", "imagenet1k"):
+    if weights == "pretrained" and _has_labels_of_imagenet(dataset):
         from eqadapt.datasets import registry
 
-        return timm_classes(str(backbone["model"])) in (registry.get(dataset).n_classes, None)
+        return timm_classes(str(backbone["model"])) in (registry.get("imagenet1k").n_classes, None)
     return bool(weights == "pretrain")
+
+
+def _has_labels_of_imagenet(dataset: str) -> bool:
+    from eqadapt.datasets import registry
+
+    source = registry.all_sources().get(dataset)
+    return source is not None and "imagenet1k" in (source.name, source.labels_of)
 
 
 @functools.cache
@@ -537,7 +552,10 @@ def _backbones(config: Mapping[str, Any]) -> Iterator[Fault]:
         path, model, weights = f"backbones.{name}", backbone["model"], backbone["weights"]
         if not _known_backbone(model):
             near = difflib.get_close_matches(model, sorted(timm_names()), 4) or ["resnet50"]
-            allowed = f"{', '.join(OWN_BACKBONES)}, or a model of timm, e.g. {', '.join(near)}"
+            allowed = (
+                f"{', '.join(OWN_BACKBONES)}, or a model of timm, e.g. {', '.join(near)}, or one "
+                "that a module named in EQADAPT_PLUGINS registers with it"
+            )
             yield f"{path}.model", f"unknown backbone {model!r}", allowed
         if weights == "pretrained" and model in OWN_BACKBONES:
             yield f"{path}.weights", f"{model} has no pretrained weights", "scratch, pretrain, file"

@@ -181,7 +181,7 @@ def _from_folder(source: Source, folder: Path, out: Path) -> Taken:
     """Pack a tree of images, or write its manifest where it is too large to copy."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}", where="--folder", fix="check the path")
-    files = _placed(*image_tree.folder_files(folder))
+    files = _placed(source, *image_tree.folder_files(folder))
     if sum(file.stat().st_size for _, file in files) <= PACK_LIMIT_BYTES:
         path = out / f"{source.name}.tar"
         with _arriving(path) as temporary:
@@ -194,9 +194,11 @@ def _from_folder(source: Source, folder: Path, out: Path) -> Taken:
     return Taken(path, "folder", IMAGES)
 
 
-def _placed(files: list[tuple[str, Path]], folders: list[str]) -> list[tuple[str, Path]]:
-    """The images that are in ``SPLIT/CLASS/``."""
-    tree = image_tree.places((name for name, _ in files), "--folder", folders)
+def _placed(
+    source: Source, files: list[tuple[str, Path]], folders: list[str]
+) -> list[tuple[str, Path]]:
+    """The images that are in ``SPLIT/CLASS/``, or wherever the source has them."""
+    tree = image_tree.tree_of(source, (name for name, _ in files), "--folder", folders)
     placed = [(name, file) for name, file in files if name in tree]
     for name, file in placed:
         if not os.path.isfile(file):  # noqa: PTH113 - Path.is_file raises where it may not look

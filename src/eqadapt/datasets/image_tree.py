@@ -106,6 +106,33 @@ def places(names: Iterable[str], where: str, folders: Iterable[str] = ()) -> dic
     return found
 
 
+def tree_of(
+    source: Source, names: Iterable[str], where: str, folders: Iterable[str] = ()
+) -> dict[str, Place]:
+    """Image path -> its place, in folders of splits or as the source says (``Source.place``).
+
+    Args:
+        source: The data set.
+        names: Paths of the files.
+        where: The tree's name, for errors.
+        folders: Paths of the folders, where they are known.
+
+    Raises:
+        UserError: As ``places``; or no file is an image of the source.
+    """
+    if source.place is None:
+        return places(names, where, folders)
+    asked = {name: source.place(name) for name in _image_paths(names, where)}
+    found = {name: Place(*place) for name, place in asked.items() if place}
+    if not found:
+        raise UserError(
+            f"none of {len(asked)} image files is one of {source.title}",
+            where=where,
+            fix=source.advice or f"take it from {source.homepage}",
+        )
+    return found
+
+
 def _image_paths(names: Iterable[str], where: str) -> dict[str, tuple[str, ...]]:
     paths: dict[str, tuple[str, ...]] = {}
     for name in names:
@@ -244,7 +271,7 @@ def read_tree(
         size: Side of the square the images are brought to; None: they all have one size.
         where: The archive's name, for errors.
     """
-    tree = places([member.name for member in members()], where)
+    tree = tree_of(source, [member.name for member in members()], where)
     shape = (size, size) if size else _first_size(members(), tree, where)
     classes, label_of = _classes({place.folder for place in tree.values()}, source, where)
     ordered = sorted(tree, key=lambda name: (label_of[tree[name].folder], name))

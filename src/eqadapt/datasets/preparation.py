@@ -136,7 +136,8 @@ def check_contents(contents: Contents, source: Source, where: str) -> None:
                 fix=f"{fix}; to use a part of it as a data set of its own, give it another name "
                 "with --folder",
             )
-        _check_classes(labels, split, contents.classes, where)
+        if source.place is None:
+            _check_classes(labels, split, contents.classes, where)
 
 
 def _check_classes(labels: np.ndarray, split: str, classes: tuple[str, ...], where: str) -> None:

@@ -123,6 +123,10 @@ class Source:
         resizes: Whether images vary in size and are brought to ``size`` (or ``--size``).
         files: The official release; empty where there is none to download.
         read: Reads the official release; None: it is a tree ``train/CLASS/*``, ``test/CLASS/*``.
+        place: Of a tree that has no such folders: the split and the class of a file, by its path;
+            None: no image of the data set. Its splits may lack classes.
+        labels_of: The registered data set whose labels these are, if it is another one: who tells
+            the classes of that one tells these.
         bundled: Gives the path of a file that an installed package carries.
         validation: Default size of the validation split: a count, or a fraction of the training
             images.
@@ -146,6 +150,8 @@ class Source:
     resizes: bool = False
     files: tuple[RemoteFile, ...] = ()
     read: Callable[[Raw], Contents] | None = None
+    place: Callable[[str], tuple[str, str] | None] | None = None
+    labels_of: str | None = None
     bundled: Callable[[], Path] | None = None
     validation: int | float = 0.1
     derivation: Derivation | None = None

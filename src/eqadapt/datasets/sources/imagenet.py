@@ -1,6 +1,11 @@
-"""ImageNet-1k, which users bring themselves, and Imagenette, its stand-in of ten easy classes."""
+"""ImageNet-1k, which users bring themselves, Imagenette, its stand-in of ten easy classes, and a
+sample of one image a class.
+"""
 
 from __future__ import annotations
+
+import hashlib
+import re
 
 from eqadapt.datasets.source import Checksum, Citation, RemoteFile, Source
 
@@ -25,6 +30,25 @@ _IMAGENETTE_CLASSES = {
     "n03888257": "parachute",
 }
 
+# n01440764_tench.JPEG, in a folder of the release, or of its class
+_SAMPLED = re.compile(r"(?:.*/)?(n\d{8})_[^/]*")
+
+
+def sample_place(name: str) -> tuple[str, str] | None:
+    """Split and class of an image of the sample, by its path; None: another file.
+
+    There is one image a class, so that splits are of classes: tenths of them by the SHA-256 of
+    their WordNet id, four to train on, one to validate, five to test.
+    """
+    found = _SAMPLED.fullmatch(name)
+    if found is None:
+        return None
+    share = int(hashlib.sha256(found[1].encode()).hexdigest()[:8], 16) / 2**32
+    return "train" if share < 0.4 else "validation" if share < 0.5 else "test", found[1]
+
+
+_SAMPLE_COMMIT = "bc69043e2862758a1906c6a24a792bb28c6bb2ff"
+
 SOURCES = [
     Source(
         name="imagenet1k",
@@ -41,6 +65,31 @@ SOURCES = [
         validation=0.02,
         advice="accept ImageNet's terms, unpack it as train/WNID/*.JPEG and val/WNID/*.JPEG, and "
         "give that folder with --folder DIR",
+    ),
+    Source(
+        name="imagenet1k_sample256",
+        title="ImageNet-1k, one image a class",
+        version=f"commit {_SAMPLE_COMMIT[:7]}",
+        homepage="https://github.com/EliSchwartz/imagenet-sample-images",
+        licence="images under ImageNet's terms (non-commercial research)",
+        citation=_IMAGENET,
+        n_train=391,
+        n_test=500,
+        n_classes=1000,
+        size=224,
+        resizes=True,
+        place=sample_place,
+        labels_of="imagenet1k",
+        # An archive that is packed when it is asked for: no checksum is published.
+        files=(
+            RemoteFile(
+                f"imagenet-sample-images-{_SAMPLE_COMMIT}.tar.gz",
+                (
+                    "https://github.com/EliSchwartz/imagenet-sample-images/archive/"
+                    f"{_SAMPLE_COMMIT}.tar.gz",
+                ),
+            ),
+        ),
     ),
     Source(
         name="imagenette",
