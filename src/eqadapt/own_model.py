@@ -21,6 +21,7 @@ from eqadapt.analysis.metrics import rates
 from eqadapt.analysis.predictions import load_predictions
 from eqadapt.backbones import as_logits
 from eqadapt.datasets import prepared
+from eqadapt.datasets.label_sets import with_labels_of
 from eqadapt.errors import UserError
 from eqadapt.evaluation import predict_orbit
 from eqadapt.groups import RotationAction, parse_group
@@ -105,6 +106,7 @@ def evaluate(
     image, poses = recipe["image"], group or recipe["evaluate"]["poses"]
     folder = Path(data) / loaded.preparation(run.dataset).name
     test = prepared.load(folder, "test", limit=limit)
+    test = with_labels_of(test, loaded.labels_of(run.dataset), f"datasets.{run.dataset}")
     action = RotationAction(
         parse_group(poses), image["interpolation"], image["padding"], image["mask"]
     )

@@ -28,6 +28,7 @@ from eqadapt.adaptation import (
 )
 from eqadapt.backbones import Backbone, check_head, count_parameters, hub_file, load_state
 from eqadapt.datasets import prepared
+from eqadapt.datasets.label_sets import with_labels_of
 from eqadapt.digest import code_id
 from eqadapt.errors import UserError
 from eqadapt.evaluation import OrbitPredictions, gallery, predict_orbit
@@ -191,7 +192,7 @@ class StudyRunner:
             options = self.study.config["datasets"][dataset]
             folder = self.prepared_folder(dataset)
             train, validation = (
-                prepared.load(folder, split, limit=options[limit], check=True, mapped=None)
+                self._read(dataset, split, options[limit])
                 for split, limit in (("train", "limit_train"), ("validation", "limit_test"))
             )
             check_alike(folder, train, validation)
@@ -201,13 +202,14 @@ class StudyRunner:
         return self._splits[dataset]
 
     def _read_test(self, dataset: str, train: prepared.Prepared) -> prepared.Prepared:
-        limit, folder = (
-            self.study.config["datasets"][dataset]["limit_test"],
-            self.prepared_folder(dataset),
-        )
-        test = prepared.load(folder, "test", limit=limit, check=True, mapped=None)
-        check_alike(folder, train, test)
+        test = self._read(dataset, "test", self.study.config["datasets"][dataset]["limit_test"])
+        check_alike(self.prepared_folder(dataset), train, test)
         return test
+
+    def _read(self, dataset: str, split: str, limit: int | None) -> prepared.Prepared:
+        folder = self.prepared_folder(dataset)
+        data = prepared.load(folder, split, limit=limit, check=True, mapped=None)
+        return with_labels_of(data, self.study.labels_of(dataset), f"datasets.{dataset}")
 
     def backbone(self, run: Run, recipe: dict[str, Any]) -> Backbone:
         """A fresh backbone with the weights a run starts from."""

@@ -216,6 +216,17 @@ class Study:
         """What an entry's images come from and how they are prepared."""
         return Preparation.of(dataset, self.config["datasets"][dataset])
 
+    def labels_of(self, dataset: str) -> str | None:
+        """The registered data set among whose classes an entry's labels are places, where these
+        are not the entry's own classes."""
+        named: str | None = self.config["datasets"][dataset].get("labels_of")
+        return named
+
+    def knows_classes(self, run: Run) -> bool:
+        """Whether the weights that a run's backbone is given tell the classes of its data."""
+        labels = self.labels_of(run.dataset) or self.preparation(run.dataset).source
+        return knows_classes(labels, self.config["backbones"][run.backbone])
+
     def recipe(self, run: Run) -> dict[str, Any]:
         """Everything that decides a run's result.
 
@@ -302,9 +313,7 @@ class Study:
         A frozen backbone must know the classes already. Random weights do not, nor do pretrained
         ones on other data than they come from, so those are taken as vanilla fine-tuned them.
         """
-        backbone = self.config["backbones"][run.backbone]
-        source = self.preparation(run.dataset).source
-        if run.regime != "frozen" or knows_classes(source, backbone):
+        if run.regime != "frozen" or self.knows_classes(run):
             return None
         return replace(run, regime="joint", method="vanilla", group="C1")
 

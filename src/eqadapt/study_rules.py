@@ -580,7 +580,7 @@ def _backbones(config: Mapping[str, Any]) -> Iterator[Fault]:
         ignorant = [
             name
             for name, options in config["datasets"].items()
-            if not knows_classes(options.get("source", name), backbone)
+            if not knows_classes(options.get("labels_of") or options.get("source", name), backbone)
         ]
         methods = backbone.get("methods", config["methods"])
         fine_tuned = "joint" in config["regimes"] and "vanilla" in methods

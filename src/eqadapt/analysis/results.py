@@ -90,8 +90,9 @@ class Results:
         backbone = self.entry("backbones", cell.backbone)
         if cell.regime != "frozen" or "weights" not in backbone:
             return False
-        source = self.behind("datasets", cell.dataset)
-        return backbone["weights"] == "pretrain" or not knows_classes(source, backbone)
+        labels = self.entry("datasets", cell.dataset).get("labels_of")
+        labels = labels or self.behind("datasets", cell.dataset)
+        return backbone["weights"] == "pretrain" or not knows_classes(labels, backbone)
 
     def published_as(self, dataset: str, backbone: str) -> tuple[str, str]:
         """The data set and network of two entries, by the names that published figures have."""

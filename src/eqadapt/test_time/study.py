@@ -17,6 +17,7 @@ from eqadapt import checkpoint, orbit_cache
 from eqadapt.adaptation import build_action
 from eqadapt.backbones import Backbone, count_parameters
 from eqadapt.datasets import prepared
+from eqadapt.datasets.label_sets import with_labels_of
 from eqadapt.digest import code_id
 from eqadapt.errors import UserError
 from eqadapt.files import sha256_file, write_json
@@ -68,7 +69,8 @@ class TestTimeRunner:
     def data(self, dataset: str, split: str) -> prepared.Prepared:
         """A split with as many images as ``images`` says."""
         limit = self.images(dataset)[split]
-        return prepared.load(self.runner.prepared_folder(dataset), split, limit=limit)
+        data = prepared.load(self.runner.prepared_folder(dataset), split, limit=limit)
+        return with_labels_of(data, self.study.labels_of(dataset), f"datasets.{dataset}")
 
     def images(self, dataset: str) -> dict[str, int | None]:
         """Numbers of images of the splits, as the settings have them; None for all.
