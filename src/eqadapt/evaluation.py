@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from eqadapt.errors import NotFinite
 from eqadapt.groups import RotationAction
@@ -299,7 +300,7 @@ def gallery(
         pipeline: Bytes to images.
         poses: The action of the pose group.
         shown_poses: Elements of the pose group to show.
-        largest_side: Pictures are subsampled to at most this side.
+        largest_side: Larger pictures are brought to this side.
 
     Returns:
         Tensors ``inputs`` and ``canonical`` (N, P, H, H, C) uint8, ``angles`` (P,),
@@ -327,6 +328,7 @@ def gallery(
 
 
 def _to_bytes(x: Tensor, largest_side: int) -> Tensor:
-    step = -(-x.shape[-1] // largest_side)
-    x = x[..., ::step, ::step]
+    if x.shape[-1] > largest_side:
+        size = (largest_side, largest_side)
+        x = F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)
     return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
