@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from pathlib import Path
@@ -16,8 +17,11 @@ from eqadapt.analysis.predictions import load_predictions
 from eqadapt.backbones import build_network
 from eqadapt.cli import main
 from eqadapt.datasets import registry
+from eqadapt.datasets.acquire import acquire
 from eqadapt.datasets.label_sets import imagenet_ids, with_labels_of
-from eqadapt.datasets.prepared import Prepared
+from eqadapt.datasets.preparation import prepare
+from eqadapt.datasets.prepared import Prepared, load
+from eqadapt.datasets.raw import verify
 from eqadapt.errors import UserError
 from eqadapt.files import sha256_file
 from eqadapt.study import load_study
@@ -25,15 +29,22 @@ from eqadapt.study import load_study
 SOME = ("n01440764", "n02102040", "n15075141")  # labels 0, 217 and 999
 
 
-def split_of(classes, dataset="mine"):
+def split_of(classes, **metadata):
     count = 2 * len(classes)
     return Prepared(
         torch.zeros(count, 3, 2, 2, dtype=torch.uint8),
         torch.arange(count) % len(classes),
         torch.arange(count),
         tuple(classes),
-        {"dataset": dataset},
+        metadata,
     )
+
+
+def picture(seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def test_the_ids_are_the_thousand_in_their_order():
@@ -51,23 +62,29 @@ def test_labels_become_places_among_all_of_them():
     assert found.classes == imagenet_ids() and found.images is data.images
 
 
-def test_imagenettes_classes_are_known_by_their_folders():
+def test_imagenettes_classes_are_known_by_their_folders(tmp_path):
     source = registry.get("imagenette")
-    found = with_labels_of(split_of(source.classes, "imagenette"), "imagenet1k", "x")
-    assert [found.classes[label] for label in found.labels[:10]] == list(source.folders)
+    small = dataclasses.replace(source, n_train=None, n_test=None, size=16)
+    for split, count in (("train", 2), ("val", 1)):
+        for folder in source.folders:
+            (tmp_path / "mine" / split / folder).mkdir(parents=True)
+            for number in range(count):
+                (tmp_path / "mine" / split / folder / f"{number}.png").write_bytes(picture(number))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.all_sources(), "imagenette", small)
+        acquire("imagenette", tmp_path / "raw", folder=tmp_path / "mine")
+        verify("imagenette", tmp_path / "raw")
+        prepare("imagenette", tmp_path / "raw", tmp_path / "out", validation=10)
+    data = load(tmp_path / "out", "test")
+    assert data.classes == source.classes
+    found = with_labels_of(data, "imagenet1k", "x")
+    assert [found.classes[label] for label in found.labels] == list(source.folders)
 
 
 def test_classes_that_imagenet_has_not_are_told():
     with pytest.raises(UserError, match="1 of 2 classes are none of ImageNet's: cat") as told:
         with_labels_of(split_of(["n01440764", "cat"]), "imagenet1k", "datasets.mine")
     assert told.value.where == "datasets.mine.labels_of"
-
-
-def picture(seed):
-    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def test_a_network_of_imagenet_tells_them_as_it_is(tmp_path, monkeypatch):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import json
 from pathlib import Path
 
 import torch
 
-from eqadapt.datasets import registry
 from eqadapt.datasets.prepared import Prepared
 from eqadapt.errors import UserError
 
@@ -44,8 +44,7 @@ def with_labels_of(data: Prepared, labels_of: str | None, where: str) -> Prepare
     """
     if labels_of is None:
         return data
-    source = registry.all_sources().get(data.metadata["dataset"])
-    folders = (source.folders if source else None) or data.classes
+    folders = json.loads(data.metadata.get("folders", "null")) or data.classes
     place = {wnid: label for label, wnid in enumerate(imagenet_ids())}
     strange = [folder for folder in folders if folder not in place]
     if strange:

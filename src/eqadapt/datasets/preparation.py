@@ -218,9 +218,12 @@ def _metadata(raw: Raw, source: Source, contents: Contents, seed: int) -> dict[s
     preparation = {"seed": seed, **contents.notes}
     if raw.record["layout"] == IMAGES or layout_source(record).read is None:
         preparation["decoding"] = RULE
+    # Names of the class folders say which of a larger data set's classes they are.
+    folders = {"folders": json_dumps(list(source.folders), indent=None)} if source.folders else {}
     return {
         "dataset": source.name,
         "classes": json_dumps(list(contents.classes), indent=None),
+        **folders,
         "source": json_dumps(origin, indent=None),
         "preparation": json_dumps(preparation, indent=None),
     }

@@ -1,8 +1,9 @@
 """The prepared form of a data set: one safetensors file a split.
 
 ``images`` uint8 (N, H, W, C), ``labels`` int64 (N,), ``index`` int64 (N,) (row in the source);
-metadata: dataset, split, classes (JSON list), source (JSON), data_sha256, format_version, and
-``preparation`` (JSON: how the split was made).
+metadata: dataset, split, classes (JSON list), source (JSON), data_sha256, format_version,
+``preparation`` (JSON: how the split was made), and ``folders`` (JSON list, names of the classes'
+folders) where these differ from the classes.
 """
 
 from __future__ import annotations
