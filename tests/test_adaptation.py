@@ -169,6 +169,25 @@ def test_galleries_show_the_same_canonical_image_for_every_quarter_turn():
     assert (canonical == canonical[:, :1]).all()
 
 
+def test_pictures_of_large_images_keep_what_lies_between_their_pixels():
+    """Every other pixel of a fine pattern would be black or white; its mean is grey."""
+    fine = torch.full((1, 1, SIZE, SIZE), 255, dtype=torch.uint8)
+    fine[..., ::2] = 0
+    pictures = gallery(
+        adapted("vanilla", "C1"),
+        get_method("vanilla"),
+        fine,
+        torch.zeros(1, dtype=torch.long),
+        ImagePipeline(size=SIZE),
+        RotationAction(CyclicGroup(4)),
+        [0],
+        largest_side=SIZE // 2,
+    )
+    shown = pictures["inputs"][0, 0, 1:-1, 1:-1].float()
+    assert pictures["inputs"].shape[2:4] == (SIZE // 2, SIZE // 2)
+    assert (shown - 127.5).abs().max() < 32
+
+
 @pytest.mark.parametrize(
     "method", ["prlc", "oracle", "equizero", "self_canonicalizer", "weighted_frame", "top_2"]
 )

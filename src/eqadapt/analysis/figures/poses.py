@@ -48,7 +48,8 @@ def chosen_poses(results: Results, cells: list[Cell]) -> Figure | None:
     group = parse_group(cells[0].group)
     kinds = _kinds(group.order, cells[0].group)
     most = max(len(methods) for methods in choosing.values())
-    wide = 1.2 + 0.46 * min(group.order, _MOST_COLUMNS)
+    # Columns of finer groups have no numbers in them, and need less room.
+    wide = 1.2 + 0.46 * (group.order if group.order <= _MOST_COLUMNS else _MOST_COLUMNS / 2)
     figure, grid = s.plt.subplots(
         len(cells),
         len(kinds),
