@@ -485,6 +485,9 @@ _DATASETS = {
     "cifar100": "CIFAR-100",
     "stl10": "STL-10",
     "imagenet": "ImageNet",
+    "imagenet1k": "ImageNet",
+    "imagenet1k_sample256": "ImageNet sample",
+    "imagenette": "Imagenette",
     "imagenet_v2": "ImageNet-V2",
 }
 
