@@ -141,11 +141,19 @@ def pretended_gpu() -> Iterator[list[str]]:
         made = tensor(*args, **kwargs)
         return made if device is None else made.to(device)
 
+    def copied_beside(like: Tensor, values: Any, **kwargs: Any) -> Tensor:
+        return copied(values, **{"dtype": like.dtype, "device": like.device, **kwargs})
+
     def moved(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
         return on_gpu(module) if args == (GPU,) else to(module, *args, **kwargs)
 
     with contextlib.ExitStack() as stack:
-        for name, pretence in (("autocast", cast), ("tensor", copied), ("nn.Module.to", moved)):
+        for name, pretence in (
+            ("autocast", cast),
+            ("tensor", copied),
+            ("Tensor.new_tensor", copied_beside),
+            ("nn.Module.to", moved),
+        ):
             stack.enter_context(mock.patch(f"torch.{name}", pretence))
         stack.enter_context(mock.patch("eqadapt.runs.choose_device", lambda _name: GPU))
         yield stack.enter_context(_Mode()).waits
