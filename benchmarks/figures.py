@@ -186,7 +186,7 @@ def accuracy_against_time(rows: Sequence[Row]) -> Figure | None:
                     color=colour,
                     markerfacecolor="white" if hollow else colour,
                 )
-                name = row.setting.removeprefix("equiadapt, ").removeprefix("paired_cnn, ")
+                name = row.setting.removeprefix("equiadapt, ")
                 names.append((name, 1000 * taken, 100 * value, colour))
         axes.set_xscale("log")
         axes.margins(x=0.22, y=0.15)

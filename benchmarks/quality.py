@@ -81,31 +81,31 @@ def _reference(label: str, prior: str, **options: Any) -> Candidate:
 
 PEER = _reference("equiadapt, 32 fields, 96 px", "rotated")
 PEER_IDENTITY = _reference("equiadapt, 32 fields, 96 px, identity prior", "identity")
-DEFAULT = Candidate("paired_cnn, default", {"name": "paired_cnn"})
+DEFAULT = Candidate("staged_cnn, 16 fields: default", {"name": "paired_cnn"})
 DEFAULT_IDENTITY = Candidate(
-    "paired_cnn, default, identity prior", DEFAULT.options, prior="identity"
+    "staged_cnn, 16 fields: default, identity prior", DEFAULT.options, prior="identity"
 )
 PEER_OPTC = Candidate("equiadapt, OptC", reference=True, optimized=True, rates=REFERENCE_RATES)
 OPTC = Candidate("plain_cnn, default", {"name": "plain_cnn"})
-_SMALL = {"name": "paired_cnn", "input_size": 33, "stride": 2}
+_GROUP = {"name": "paired_cnn", "inner": "group_cnn"}
+_SMALL = {**_GROUP, "input_size": 33, "stride": 2}
+_STAGED = {"name": "paired_cnn", "inner": "staged_cnn"}
 FAMILY = (
     Candidate(
-        "paired_cnn, 4 fields", {**_SMALL, "width": 4, "layers": 2, "head_kernel_size": "full"}
+        "group_cnn, 4 fields", {**_SMALL, "width": 4, "layers": 2, "head_kernel_size": "full"}
     ),
     Candidate(
-        "paired_cnn, 16 fields", {**_SMALL, "width": 16, "layers": 2, "head_kernel_size": "full"}
+        "group_cnn, 16 fields", {**_SMALL, "width": 16, "layers": 2, "head_kernel_size": "full"}
     ),
     OPTC,
     Candidate(
         "plain_cnn, 32 channels",
         {"name": "plain_cnn", "width": 32, "kernel_size": 3, "layers": 4, "input_size": 33},
     ),
-    Candidate("paired_cnn, 16 fields, 3 layers", {**_SMALL, "width": 16, "layers": 3}),
-    Candidate(
-        "paired staged_cnn, 24 fields",
-        {"name": "paired_cnn", "inner": "staged_cnn", "width": 24, "input_size": 32},
-    ),
-    Candidate("paired_cnn, 12 fields, 65 px", {"name": "paired_cnn", "width": 12}),
+    Candidate("group_cnn, 16 fields, 3 layers", {**_SMALL, "width": 16, "layers": 3}),
+    Candidate("staged_cnn, 12 fields", {**_STAGED, "width": 12}),
+    Candidate("staged_cnn, 24 fields", {**_STAGED, "width": 24}),
+    Candidate("group_cnn, 16 fields, 65 px", _GROUP),
     DEFAULT,
     _reference("equiadapt, 8 fields, 48 px", "rotated", fields=8, resize=48),
 )

@@ -18,7 +18,9 @@ def run(seed: int, device: torch.device) -> None:
     """Ten joint steps of a small network under C8."""
     torch.manual_seed(seed)
     backbone = timm_backbone("resnet_small", SIDE, device, classes=10)
-    scorer = build_scorer("paired_cnn", CyclicGroup(8), 3, width=8, input_size=33).to(device)
+    scorer = build_scorer(
+        "paired_cnn", CyclicGroup(8), 3, inner="group_cnn", width=8, input_size=33
+    ).to(device)
     model = adapted(scorer, backbone, exported=False).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(STEPS):

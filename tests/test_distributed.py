@@ -165,7 +165,7 @@ def test_torchrun_trains_a_study_and_a_fault_is_told(tmp_path):
         "methods": ["vanilla", "prlc"],
         "seeds": [0],
         "image": {"size": 32},
-        "scorer": {"width": 2, "layers": 2, "input_size": 17},
+        "scorer": {"inner": "group_cnn", "width": 2, "layers": 2, "input_size": 17},
         "train": {"epochs": 1, "batch_size": 20},
         "device": "cpu",
     }

@@ -12,7 +12,10 @@ from eqadapt.law import smooth_images
 from eqadapt.scorers import build_scorer
 
 C4, C8 = CyclicGroup(4), CyclicGroup(8)
-SIZES = {"paired_cnn": {"width": 4, "layers": 2, "input_size": 17}, "plain_cnn": {"input_size": 17}}
+SIZES = {
+    "paired_cnn": {"inner": "group_cnn", "width": 4, "layers": 2, "input_size": 17},
+    "plain_cnn": {"input_size": 17},
+}
 
 
 def upright(count: int, seed: int = 0) -> torch.Tensor:

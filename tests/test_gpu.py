@@ -32,7 +32,7 @@ STUDY = {
     | {"optc": {"scorer": {"name": "plain_cnn", "width": 4, "input_size": 17}}},
     "seeds": [0],
     "image": {"size": 32},
-    "scorer": {"name": "paired_cnn", "width": 2, "input_size": 17},
+    "scorer": {"name": "paired_cnn", "inner": "group_cnn", "width": 2, "input_size": 17},
     "pretrain": {"epochs": 1, "batch_size": 20},
     "train": {
         "epochs": 1,

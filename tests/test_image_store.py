@@ -21,7 +21,7 @@ STUDY = {
     "regimes": ["joint", "frozen"],
     "seeds": [0],
     "image": {"size": 32},
-    "scorer": {"name": "paired_cnn", "width": 4, "input_size": 17},
+    "scorer": {"name": "paired_cnn", "inner": "group_cnn", "width": 4, "input_size": 17},
     "pretrain": {"epochs": 1, "batch_size": 20},
     "train": {"epochs": 2, "batch_size": 20, "augment": {"crop_padding": 2}},
     "evaluate": {"poses": "C8", "batch_size": 7},

@@ -205,7 +205,7 @@ def test_a_canonicalizer_is_built_trained_and_examined_without_escnn():
         from eqadapt.losses import prior_loss
         from eqadapt.scorers import build_scorer
 
-        scorer = build_scorer("paired_cnn", CyclicGroup(8), in_channels=3, inner="staged_cnn")
+        scorer = build_scorer("paired_cnn", CyclicGroup(8), in_channels=3)
         images, upright = torch.rand(4, 3, 64, 64), torch.zeros(4, dtype=torch.long)
         prior_loss(scorer(images), upright).backward()
         assert main("doctor --scorer paired_cnn --option inner=staged_cnn".split()) == 0

@@ -18,7 +18,7 @@ from eqadapt.backbones import build_network
 from eqadapt.cli import main
 from eqadapt.datasets import registry
 from eqadapt.datasets.acquire import acquire
-from eqadapt.datasets.label_sets import IMAGENET, imagenet_ids, with_labels_of
+from eqadapt.datasets.label_sets import imagenet_ids, with_labels_of
 from eqadapt.datasets.preparation import prepare
 from eqadapt.datasets.prepared import Prepared, load
 from eqadapt.datasets.raw import verify
@@ -57,7 +57,7 @@ def test_the_ids_are_the_thousand_in_their_order():
 def test_labels_become_places_among_all_of_them():
     data = split_of(SOME)
     assert with_labels_of(data, None, "x") is data
-    found = with_labels_of(data, IMAGENET, "x")
+    found = with_labels_of(data, "imagenet1k", "x")
     assert found.labels.tolist() == [0, 217, 999] * 2
     assert found.classes == imagenet_ids() and found.images is data.images
 
@@ -77,13 +77,13 @@ def test_imagenettes_classes_are_known_by_their_folders(tmp_path):
         prepare("imagenette", tmp_path / "raw", tmp_path / "out", validation=10)
     data = load(tmp_path / "out", "test")
     assert data.classes == source.classes
-    found = with_labels_of(data, IMAGENET, "x")
+    found = with_labels_of(data, "imagenet1k", "x")
     assert [found.classes[label] for label in found.labels] == list(source.folders)
 
 
 def test_classes_that_imagenet_has_not_are_told():
     with pytest.raises(UserError, match="1 of 2 classes are none of ImageNet's: cat") as told:
-        with_labels_of(split_of(["n01440764", "cat"]), IMAGENET, "datasets.mine")
+        with_labels_of(split_of(["n01440764", "cat"]), "imagenet1k", "datasets.mine")
     assert told.value.where == "datasets.mine.labels_of"
 
 
@@ -104,7 +104,7 @@ def test_a_network_of_imagenet_tells_them_as_it_is(tmp_path, monkeypatch):
     study = {
         "study": "part",
         "datasets": {
-            "mine": {"folder": "mine", "size": 16, "validation": 2, "labels_of": IMAGENET}
+            "mine": {"folder": "mine", "size": 16, "validation": 2, "labels_of": "imagenet1k"}
         },
         "backbones": {
             "net": {
@@ -139,7 +139,7 @@ def test_the_weights_that_know_imagenet_know_a_part_of_it():
             }
         )  # fmt: skip
 
-    known = study(labels_of=IMAGENET)
+    known = study(labels_of="imagenet1k")
     (run, *_) = known.trained_runs()
     assert known.start(run) is None and known.knows_classes(run)
     with pytest.raises(UserError, match="do not know the classes of imagenette"):

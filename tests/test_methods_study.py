@@ -43,7 +43,7 @@ STUDY = {
     "regimes": ["frozen"],
     "seeds": [0, 1],
     "image": {"size": 33, "backbone_size": 11, "interpolation": "bicubic"},
-    "scorer": {"name": "paired_cnn", "width": 2, "input_size": 17},
+    "scorer": {"name": "paired_cnn", "inner": "group_cnn", "width": 2, "input_size": 17},
     "pretrain": {"epochs": 1, "batch_size": 50},
     "train": {"epochs": 1, "batch_size": 50},
     "evaluate": {"poses": "C8"},

@@ -24,7 +24,7 @@ STUDY = {
     "methods": ["vanilla", "vanilla_mirrored", "prlc", "prlc_mirrored"],
     "seeds": [0],
     "image": {"size": 32},
-    "scorer": {"name": "paired_cnn", "width": 2, "input_size": 17},
+    "scorer": {"name": "paired_cnn", "inner": "group_cnn", "width": 2, "input_size": 17},
     "train": {"epochs": 1, "batch_size": 20, "augment": {"flip": True}},
     "evaluate": {"poses": "C4", "gallery": 2},
     "device": "cpu",

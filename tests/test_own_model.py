@@ -21,7 +21,7 @@ STUDY = {
     "methods": ["vanilla", "prlc"],
     "seeds": [0],
     "image": {"size": 16, "mask": "disk"},
-    "scorer": {"width": 2, "layers": 2, "input_size": 17},
+    "scorer": {"inner": "group_cnn", "width": 2, "layers": 2, "input_size": 17},
     "train": {"epochs": 1, "batch_size": 20},
     "evaluate": {"poses": "C8", "batch_size": 7},
     "device": "cpu",

@@ -172,7 +172,7 @@ def test_seeds_that_decide_nothing_are_evaluated_once(tmp_path, monkeypatch):
             "regimes": ["frozen"],
             "seeds": [0, 1],
             "image": {"size": 16},
-            "scorer": {"width": 2, "layers": 2, "input_size": 17},
+            "scorer": {"inner": "group_cnn", "width": 2, "layers": 2, "input_size": 17},
             "pretrain": {"epochs": 1},
             "train": {"epochs": 0, "batch_size": 20},
             "evaluate": {"poses": "C4", "gallery": 1},

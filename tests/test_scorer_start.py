@@ -21,7 +21,7 @@ FIRST = {
     "methods": ["vanilla", "prlc"],
     "seeds": [0, 1],
     "image": {"size": 16},
-    "scorer": {"width": 2, "layers": 2, "input_size": 17},
+    "scorer": {"inner": "group_cnn", "width": 2, "layers": 2, "input_size": 17},
     "train": {"epochs": 1, "batch_size": 20, "scorer_lr": 0.03},
     "device": "cpu",
 }

@@ -22,13 +22,14 @@ from eqadapt.law import smooth_images
 from eqadapt.scorers import SCORERS, build_scorer
 from eqadapt.scorers.mirrored import Mirrored
 from eqadapt.scorers.plain_cnn import artifact, contrast
+from eqadapt.scorers.staged_cnn import StagedCNN
 
 C4, C8 = CyclicGroup(4), CyclicGroup(8)
 SMALL = {
     "group_cnn": {"width": 4, "input_size": 33},
     "group_wrn": {"width": 8, "input_size": 33},
     "staged_cnn": {"width": 4, "input_size": 32},
-    "paired_cnn": {"width": 4, "input_size": 33},
+    "paired_cnn": {"inner": "group_cnn", "width": 4, "input_size": 33},
     "plain_cnn": {"width": 8, "input_size": 33},
     "plain_resnet": {"input_size": 33, "model_options": {"channels": (8, 8, 16, 16)}},
     "plain_wrn": {"input_size": 33, "model_options": {"channels": (8, 8, 16, 16)}},
@@ -155,7 +156,9 @@ def test_paired_scorer_of_more_copies(order: int) -> None:
     torch.manual_seed(0)
     x = smooth_images(32, 64)
     group = CyclicGroup(order)
-    scorer = settled(build_scorer("paired_cnn", group, 3, width=4, input_size=65), x)
+    scorer = settled(
+        build_scorer("paired_cnn", group, 3, inner="group_cnn", width=4, input_size=65), x
+    )
     assert quarter_turn_error(scorer, x, order)[0] <= 1e-5
     action = RotationAction(group)
     with torch.no_grad():
@@ -174,7 +177,7 @@ def test_paired_scorer_of_c4_is_its_network() -> None:
 
 def test_paired_copies_are_resampled_alike() -> None:
     """White noise loses the same power in every copy: blur cannot tell the pose."""
-    scorer = build_scorer("paired_cnn", C8, 1, width=4, input_size=33)
+    scorer = build_scorer("paired_cnn", C8, 1, **SMALL["paired_cnn"])
     noise = torch.randn(256, 1, 33, 33, generator=torch.Generator().manual_seed(0))
     first, second = scorer.prepare(noise).chunk(2)
     assert abs(first.var() / second.var() - 1) < 0.01
@@ -290,7 +293,7 @@ def test_registry_imports_no_torch() -> None:
         ("group_wrn", C4, {"input_size": 17}, "19, 20, 21"),
         ("paired_cnn", CyclicGroup(6), {}, "C8"),
         ("paired_cnn", C8, {"inner": "plain_cnn"}, "group_wrn"),
-        ("paired_cnn", C8, {"blocks": 2}, "blocks"),
+        ("paired_cnn", C8, {"blocks": 2}, "inner: group_wrn, which has it"),
         ("paired_cnn", C8, {"interpolation": "nearest"}, "bicubic"),
         ("plain_cnn", C8, {"form": "reference", "input_size": 24}, "larger input_size"),
         ("plain_resnet", C4, {"model": "resnet5x"}, "resnet50"),
@@ -299,7 +302,7 @@ def test_registry_imports_no_torch() -> None:
         ("staged_cnn", C4, {"input_size": 34}, "a multiple of 4"),
         ("staged_cnn", C4, {"width": 5}, "an even number"),
         ("staged_cnn", C4, {"resize": "nearest"}, "antialias, sample"),
-        ("staged_cnn", C8, {}, "inner: staged_cnn"),
+        ("staged_cnn", C8, {}, "scorer 'paired_cnn'"),
         ("classifier", C4, {"network_size": 96}, "96 above input_size 33"),
         ("classifier", C4, {"classes": 1}, "2 or more"),
         ("fixed_energy", C4, {"seed": -1}, "0 or a larger"),
@@ -359,7 +362,7 @@ def test_parameters_of_the_reference_forms(
 @pytest.mark.parametrize("scale", [-1.0, 60.0])
 def test_a_logit_scale_that_could_not_learn_is_refused(scale: float) -> None:
     with pytest.raises(UserError, match="logit_scale"):
-        build_scorer("paired_cnn", C8, 3, width=4, input_size=33, logit_scale=scale)
+        build_scorer("paired_cnn", C8, 3, **SMALL["paired_cnn"], logit_scale=scale)
 
 
 def test_logit_scale_is_kept_in_bounds() -> None:
@@ -471,13 +474,16 @@ def test_only_what_learns_passes_whole_batches_in_training(learns, monkeypatch) 
     assert torch.autograd.grad(scorer(asked).sum(), asked)[0].abs().max() > 0
 
 
-def test_paired_copies_of_a_staged_network() -> None:
+@pytest.mark.parametrize("side", [32, 64, 96])
+def test_paired_copies_of_a_staged_network(side: int) -> None:
+    """The default: exact under quarter turns, and near it under odd eighths."""
     torch.manual_seed(0)
-    options = {"inner": "staged_cnn", "width": 4, "input_size": 32}
-    x = smooth_images(32, 32)
-    scorer = settled(build_scorer("paired_cnn", C8, 3, **options), x)
+    x = smooth_images(64, side)
+    scorer = settled(build_scorer("paired_cnn", C8, 3), x)
+    assert isinstance(scorer.inner, StagedCNN)
     error, agree = quarter_turn_error(scorer, x, 8)
     assert error <= 1e-5 and agree == 1.0
+    assert odd_agreement(scorer, x) >= 0.9
 
 
 def test_turned_copies_of_an_enlarged_image_are_taken_at_its_own_resolution() -> None:
@@ -557,6 +563,8 @@ def test_trained_poses_follow_turns_of_real_digits(name: str) -> None:
     options = {"width": 4, "input_size": 33}
     if name != "plain_cnn":
         options |= {"stride": 2, "head_kernel_size": "full"}
+    if name == "paired_cnn":
+        options["inner"] = "group_cnn"
     scorer = build_scorer(name, C8, 1, **options)
     optimizer = torch.optim.AdamW(scorer.parameters(), 1e-2)
     action = RotationAction(C8)

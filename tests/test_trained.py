@@ -22,7 +22,7 @@ STUDY = {
     "methods": ["vanilla", "prlc", "prlc_mirrored", "oracle", "self_canonicalizer", "lps"],
     "seeds": [0],
     "image": {"size": 16},
-    "scorer": {"width": 2, "layers": 2, "input_size": 17},
+    "scorer": {"inner": "group_cnn", "width": 2, "layers": 2, "input_size": 17},
     "train": {"epochs": 1, "batch_size": 20, "augment": {"flip": True}},
     "evaluate": {"poses": "C4", "samples": 3},
     "device": "cpu",

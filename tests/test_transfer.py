@@ -34,7 +34,7 @@ STUDY = {
     "methods": ["vanilla", "prlc_rotated", "oracle"],
     "seeds": [0],
     "image": {"size": 16},
-    "scorer": {"width": 4, "layers": 2, "input_size": 17},
+    "scorer": {"inner": "group_cnn", "width": 4, "layers": 2, "input_size": 17},
     "train": {"epochs": 6, "batch_size": 30, "scorer_lr": 0.03, "prior_weight": 10.0},
     "evaluate": {"poses": "C8", "gallery": 1},
     "device": "cpu",

@@ -32,7 +32,7 @@ STUDY = {
     "methods": ["vanilla", "prlc", "oracle"],
     "seeds": [3, 4],
     "image": {"size": 16},
-    "scorer": {"width": 2, "layers": 2, "input_size": 17},
+    "scorer": {"inner": "group_cnn", "width": 2, "layers": 2, "input_size": 17},
     "train": {"epochs": 1, "batch_size": 20},
     "device": "cpu",
 }

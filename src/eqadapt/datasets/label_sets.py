@@ -13,8 +13,6 @@ import torch
 from eqadapt.datasets.prepared import Prepared
 from eqadapt.errors import UserError
 
-IMAGENET = "imagenet1k"
-
 
 @functools.cache
 def imagenet_ids() -> tuple[str, ...]:

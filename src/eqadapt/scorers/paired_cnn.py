@@ -109,8 +109,8 @@ class PairedCNN(ClasswiseScorer):
     Args:
         group: C_4m.
         in_channels: Channels of the images.
-        inner: The network that is exact under C4: ``"group_cnn"`` or ``"group_wrn"``, in the
-            corrected form, or ``"staged_cnn"``.
+        inner: The network that is exact under C4: ``"staged_cnn"``, or ``"group_cnn"`` or
+            ``"group_wrn"`` in the corrected form.
         interpolation: Of the turned copies: ``"bilinear"`` or ``"bicubic"``.
         **options: Of the inner network.
 
@@ -123,7 +123,7 @@ class PairedCNN(ClasswiseScorer):
         group: CyclicGroup,
         in_channels: int,
         *,
-        inner: str = "group_cnn",
+        inner: str = "staged_cnn",
         interpolation: str = "bilinear",
         **options: Any,
     ) -> None:
@@ -137,8 +137,10 @@ class PairedCNN(ClasswiseScorer):
             raise UserError(f"unknown inner network {inner!r}", fix=f"one of: {', '.join(INNER)}")
         unknown = sorted(set(options) - SCORERS[inner].options)
         if unknown:
+            others = [name for name in INNER if unknown[0] in SCORERS[name].options]
             raise UserError(
-                f"scorer 'paired_cnn' with inner {inner!r} has no option {unknown[0]!r}"
+                f"scorer 'paired_cnn' with inner {inner!r} has no option {unknown[0]!r}",
+                fix=f"inner: {' or '.join(others)}, which has it" if others else "leave it out",
             )
         self.inner = INNER[inner](CyclicGroup(4), in_channels, **options)
         copies = group.order // 4

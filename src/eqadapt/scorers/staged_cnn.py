@@ -19,7 +19,7 @@ from eqadapt.scorers.regular import RegularScorer
 
 FORMS: dict[str, dict[str, Any]] = {
     "": {
-        "width": 24,
+        "width": 16,
         "kernel_size": 3,
         "stages": 2,
         "input_size": 32,
@@ -102,7 +102,7 @@ def _last_side(group: CyclicGroup, s: dict[str, Any]) -> int:
     if group.order not in (1, 2, 4):
         raise UserError(
             f"scorer 'staged_cnn' cannot score {group.name}",
-            fix="C2 or C4; for C8, C12, ...: scorer 'paired_cnn' with inner: staged_cnn",
+            fix="C2 or C4; for C8, C12, ...: scorer 'paired_cnn', which runs it on turned copies",
         )
     if s["width"] % 2:
         raise UserError(f"scorer 'staged_cnn': width is {s['width']}", fix="an even number")
