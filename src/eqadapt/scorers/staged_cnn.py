@@ -38,7 +38,8 @@ class StagedCNN(RegularScorer):
     """A convolution on the image, then stages that halve the map; the last layer sees all of it.
 
     A stage is a 4 x 4 convolution of stride 2 and one of stride 1; the first layer has half as many
-    fields as the stages.
+    fields as the stages. For images whose orientation 32 pixels do not show, ``input_size`` 64 and
+    three stages have four times the pixels.
 
     Args:
         group: C1, C2 or C4; ``PairedCNN`` takes it on to C_4m.
