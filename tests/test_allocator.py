@@ -11,8 +11,10 @@ from eqadapt.allocator import keep_freed_memory
 FAULTS = """
 import resource, sys
 import torch
-from eqadapt.allocator import keep_freed_memory
+from eqadapt.allocator import freed_memory_is_kept, keep_freed_memory
+assert not freed_memory_is_kept()
 changed = keep_freed_memory() if sys.argv[1] == "keep" else True
+assert freed_memory_is_kept() == (changed and sys.argv[1] == "keep")
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):  # memory between others is used again once there is enough of it in a piece
     before = faults()

@@ -1,7 +1,8 @@
 """What the C library does with memory that is freed, on processors.
 
-A step of training frees large tensors and asks for as large ones again. By default glibc gives them
-back to the system in between, which clears every page anew: some 13% of a step, for nothing.
+A step of training, or a network that passes many images, frees large tensors and asks for as large
+ones again. By default glibc gives them back to the system in between, which clears every page anew:
+some 13% of a step, for nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,12 @@ from collections.abc import Mapping
 # Parameters of glibc's mallopt (malloc.h), and what they are set to: nothing is mapped apart, and
 # nothing at the end of the heap is given back.
 _MMAP_MAX, _TRIM_THRESHOLD = (-4, 0), (-1, -1)
+_kept = False
+
+
+def freed_memory_is_kept() -> bool:
+    """Whether ``keep_freed_memory`` has changed this process."""
+    return _kept
 
 
 def keep_freed_memory(env: Mapping[str, str] = os.environ) -> bool:
@@ -37,4 +44,6 @@ def keep_freed_memory(env: Mapping[str, str] = os.environ) -> bool:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
-    return bool(libc.mallopt(*_MMAP_MAX) and libc.mallopt(*_TRIM_THRESHOLD))
+    global _kept
+    _kept |= bool(libc.mallopt(*_MMAP_MAX) and libc.mallopt(*_TRIM_THRESHOLD))
+    return _kept

@@ -64,7 +64,7 @@ def run_filters(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def keep_memory_on_cpus(device: str) -> None:
-    """For verbs that train: the process keeps what it frees, where that device is a CPU."""
+    """For verbs that pass images: the process keeps what it frees, where that device is a CPU."""
     from eqadapt.adaptation import choose_device
     from eqadapt.allocator import keep_freed_memory
 

@@ -7,6 +7,7 @@ import argparse
 from eqadapt.commands._study import (
     add_run_arguments,
     add_study_arguments,
+    keep_memory_on_cpus,
     make_runner,
     run_filters,
 )
@@ -25,5 +26,6 @@ def run(args: argparse.Namespace) -> None:
     from eqadapt.runs import select_runs
 
     runner = make_runner(args)
+    keep_memory_on_cpus(runner.study.config["device"])
     for one in select_runs(runner.study.runs(), **run_filters(args)):
         runner.predict(one)

@@ -7,6 +7,7 @@ import argparse
 from eqadapt.commands._study import (
     add_run_arguments,
     add_study_arguments,
+    keep_memory_on_cpus,
     make_runner,
     run_filters,
 )
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
     )
 
     runner = make_runner(args)
+    keep_memory_on_cpus(runner.study.config["device"])
     runs = canonicalizers(select_runs(runner.study.trained_runs(), **run_filters(args)))
     if not runs:
         raise UserError("none of these runs trains a canonicalizer", fix="e.g. --method prlc")
