@@ -72,10 +72,10 @@ def test_copies_count(small_parts):
 
 
 def test_parts_grow_with_threads_and_shrink_with_images():
-    assert images_at_once(150_528 * 4, 1, False) == parts.FEWEST
-    assert images_at_once(150_528 * 4, 16, False) == 27
-    assert images_at_once(32 * 32 * 3 * 4, 2, False) == 64
-    assert images_at_once(0, 1, False) == parts.MOST_PER_THREAD
+    assert images_at_once(150_528 * 4, 1) == parts.FEWEST
+    assert images_at_once(150_528 * 4, 16) == 27
+    assert images_at_once(32 * 32 * 3 * 4, 2) == 64
+    assert images_at_once(0, 1) == parts.MOST_PER_THREAD
 
 
 @pytest.mark.parametrize("image_bytes", [32 * 32 * 3 * 4, 96 * 96 * 3 * 4, 150_528 * 4])

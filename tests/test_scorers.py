@@ -460,7 +460,7 @@ def test_a_scorer_that_does_not_learn_serves_training_in_lower_precision() -> No
 
 @pytest.mark.parametrize("learns", [True, False])
 def test_only_what_learns_passes_whole_batches_in_training(learns, monkeypatch) -> None:
-    monkeypatch.setattr(parts, "images_at_once", lambda image_bytes, threads: 16)
+    monkeypatch.setattr(parts, "images_at_once", lambda *_: 16)
     x = smooth_images(16, 32).sigmoid()
     network = settled(build_scorer("classifier", C4, 3, **SMALL["classifier"]), x)
     sizes: list[int] = []

@@ -26,7 +26,7 @@ MOST_PER_THREAD = 32
 LARGER_WHERE_KEPT = 8
 
 
-def images_at_once(image_bytes: int, threads: int, kept: bool) -> int:
+def images_at_once(image_bytes: int, threads: int, kept: bool = False) -> int:
     """How many images to pass at once.
 
     A MiB of input a thread, and four images or more; eight times as much where freed memory is
@@ -35,7 +35,7 @@ def images_at_once(image_bytes: int, threads: int, kept: bool) -> int:
     Args:
         image_bytes: Of one image, as the network reads it.
         threads: Threads that share the work.
-        kept: Whether this process keeps freed memory.
+        kept: Whether this process keeps freed memory, and the work takes much of it.
     """
     share = threads * (LARGER_WHERE_KEPT if kept else 1)
     return max(FEWEST, min(MOST_PER_THREAD * share, share * MEBIBYTE // max(1, image_bytes)))
