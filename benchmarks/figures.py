@@ -186,10 +186,11 @@ def accuracy_against_time(rows: Sequence[Row]) -> Figure | None:
                     color=colour,
                     markerfacecolor="white" if hollow else colour,
                 )
-                name = row.setting.removeprefix("equiadapt, ")
+                name = row.setting.removeprefix("equiadapt, ").removesuffix(", identity prior")
+                name = name.replace("_cnn, ", ", ")
                 names.append((name, 1000 * taken, 100 * value, colour))
         axes.set_xscale("log")
-        axes.margins(x=0.22, y=0.15)
+        axes.margins(x=0.3, y=0.15)
         axes.set_xlabel("milliseconds of canonicalization, batch of 16")
         axes.set_ylabel(label)
         style.clean(axes)
