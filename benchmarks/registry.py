@@ -124,7 +124,7 @@ class Context:
 
     def default_options(self) -> dict[str, int]:
         """Options of the default scorer: its own, or smaller ones in a quick run."""
-        return {"width": 2, "input_size": 32} if self.quick else {}
+        return {"width": 2} if self.quick else {}
 
     def floor(self, cpu: float, cuda: float | None = None) -> float | None:
         """The ratio to reach on this device; none is set in a quick run."""

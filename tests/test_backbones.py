@@ -11,6 +11,7 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 from eqadapt.adaptation import ImageKind, build_backbone, check_pass
+from eqadapt.allocator import freed_memory_is_kept
 from eqadapt.backbones import (
     Backbone,
     build_network,
@@ -397,7 +398,7 @@ def test_logits_of_an_object_are_taken_out_of_it_in_batches_of_every_size(networ
     plain = Backbone(network, 28, [0.5], [0.5]).eval()
     wrapped = Wrapped(network, lambda logits: SimpleNamespace(logits=logits, loss=None))
     backbone = Backbone(wrapped, 28, [0.5], [0.5]).eval()
-    at_once = images_at_once(4 * 28 * 28, torch.get_num_threads())
+    at_once = images_at_once(4 * 28 * 28, torch.get_num_threads(), freed_memory_is_kept())
     for batch in (2, at_once + 1):  # whole, and in parts
         x = torch.rand(batch, 1, 28, 28)
         with torch.no_grad():
