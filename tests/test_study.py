@@ -199,6 +199,18 @@ def test_the_default_study_names_the_defaults_that_it_does_not_have():
         ),
         ({"scorer": {"name": "mlp"}}, ["scorer.name", "'mlp'", "group_cnn"]),
         ({"scorer": {"widht": 8}}, ["scorer.widht", "width"]),
+        (
+            {"scorer": {"name": "paired_cnn", "layers": 2}},
+            ["scorer.layers: not an option of paired_cnn with inner staged_cnn", "stages"],
+        ),
+        (
+            {"scorer": {"name": "paired_cnn", "inner": "group_cnn", "stages": 2}},
+            ["scorer.stages: not an option of paired_cnn with inner group_cnn", "layers"],
+        ),
+        (
+            {"scorer": {"name": "paired_cnn", "inner": "plain_cnn"}},
+            ["scorer.inner: unknown inner network 'plain_cnn'", "staged_cnn, group_cnn"],
+        ),
         ({"scorer": {"stride": "two"}}, ["scorer.stride: 'two'", "integer"]),
         ({"scorer": {"mask_input": 3}}, ["scorer.mask_input: 3", "boolean"]),
         (

@@ -528,11 +528,8 @@ class StudyRunner:
 
     def _evaluate(self, run: Run, model: Symmetrized) -> tuple[OrbitPredictions, dict[str, Tensor]]:
         """Predictions of every test image in every pose, and the gallery."""
-        recipe, method, data = (
-            self.study.recipe(run),
-            get_method(run.method),
-            self.data(run.dataset),
-        )
+        recipe, method = self.study.recipe(run), get_method(run.method)
+        test = self.data(run.dataset).test
         if self.device.type == "cpu":
             classifiers_channels_last(model)
         pipeline = ImagePipeline.from_recipe(recipe)
@@ -540,20 +537,11 @@ class StudyRunner:
         poses = RotationAction(
             parse_group(evaluate["poses"]), image["interpolation"], image["padding"], image["mask"]
         )
-        images = on_device(data.test.images, self.device)
-        labels = data.test.labels.to(self.device)
+        images, labels = on_device(test.images, self.device), test.labels.to(self.device)
+        size = evaluate["batch_size"]
         torch.manual_seed(run.seed)  # methods that draw poses
-        with room_for(evaluate["batch_size"], "evaluate.batch_size"):
-            found = predict_orbit(
-                model,
-                method,
-                images,
-                labels,
-                data.test.index,
-                pipeline,
-                poses,
-                evaluate["batch_size"],
-            )
+        with room_for(size, "evaluate.batch_size"):
+            found = predict_orbit(model, method, images, labels, test.index, pipeline, poses, size)
         rows = gallery_rows(evaluate["gallery"], len(images)).to(self.device)
         shown = gallery_poses(poses)
         return found, gallery(model, method, images[rows], labels[rows], pipeline, poses, shown)

@@ -34,6 +34,7 @@ OWN_BACKBONES = (
     "mnist_gcnn",
 )
 OPEN_CLIP = "open_clip:"
+TIMM_CLASSES = "imagenet1k"  # the data set whose classes timm's pretrained heads tell
 # Of train.scorer_start: the canonicalizer begins as the backbone, and not as a run's.
 AS_BACKBONE = "backbone"
 _ZERO_SHOT_OPTIONS: dict[str, tuple[type, ...]] = {
@@ -484,7 +485,7 @@ def knows_classes(dataset: str, backbone: Mapping[str, Any]) -> bool:
     if weights == "pretrained" and _has_labels_of_imagenet(dataset):
         from eqadapt.datasets import registry
 
-        return timm_classes(str(backbone["model"])) in (registry.get("imagenet1k").n_classes, None)
+        return timm_classes(str(backbone["model"])) in (registry.get(TIMM_CLASSES).n_classes, None)
     return bool(weights == "pretrain")
 
 
@@ -492,7 +493,7 @@ def _has_labels_of_imagenet(dataset: str) -> bool:
     from eqadapt.datasets import registry
 
     source = registry.all_sources().get(dataset)
-    return source is not None and "imagenet1k" in (source.name, source.labels_of)
+    return source is not None and TIMM_CLASSES in (source.name, source.labels_of)
 
 
 @functools.cache
@@ -628,17 +629,31 @@ def _scorers(config: Mapping[str, Any]) -> Iterator[Fault]:
             sections.append((f"{path}.scorer", section))
     if any(section["name"] not in SCORERS for _, section in sections):
         load_plugins()
-    allowed = ", ".join(SCORERS) + "; and those of modules named in EQADAPT_PLUGINS"
     for path, section in sections:
-        if section["name"] not in SCORERS:
-            yield f"{path}.name", f"unknown scorer {section['name']!r}", allowed
-            continue
-        options = SCORERS[section["name"]].options
-        if "classes" not in options and _asks_for_classes(config, path):
-            able = [name for name in SCORERS if "classes" in SCORERS[name].options]
-            yield f"{path}.name", f"{section['name']!r} tells no classes", ", ".join(able)
-        for key in sorted(set(section) - {"name"} - options):
-            yield f"{path}.{key}", f"not an option of {section['name']}", ", ".join(sorted(options))
+        yield from _scorer(config, path, section)
+
+
+def _scorer(config: Mapping[str, Any], path: str, section: Mapping[str, Any]) -> Iterator[Fault]:
+    from eqadapt.scorers import SCORERS
+
+    name = section["name"]
+    if name not in SCORERS:
+        known = ", ".join(SCORERS) + "; and those of modules named in EQADAPT_PLUGINS"
+        yield f"{path}.name", f"unknown scorer {name!r}", known
+        return
+    spec, whose = SCORERS[name], name
+    if spec.inner:
+        inner = section.get("inner", spec.inner[0])
+        if inner not in spec.inner:
+            yield f"{path}.inner", f"unknown inner network {inner!r}", ", ".join(spec.inner)
+            return
+        whose += f" with inner {inner}"
+    options = spec.options_beside(section)
+    if "classes" not in options and _asks_for_classes(config, path):
+        able = [other for other in SCORERS if "classes" in SCORERS[other].options]
+        yield f"{path}.name", f"{name!r} tells no classes", ", ".join(able)
+    for key in sorted(set(section) - {"name"} - options):
+        yield f"{path}.{key}", f"not an option of {whose}", ", ".join(sorted(options))
 
 
 def _scorer_starts(config: Mapping[str, Any]) -> Iterator[Fault]:

@@ -13,6 +13,7 @@ which gives a plain torch module with the same outputs for inference.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +34,22 @@ class ScorerSpec:
         cls: Name of the class in it.
         summary: One sentence for people.
         options: Keywords of ``build_scorer`` that it takes.
+        inner: The scorers of which it runs one, the default first. Each has some of the options.
     """
 
     module: str
     cls: str
     summary: str
     options: frozenset[str]
+    inner: tuple[str, ...] = ()
+
+    def options_beside(self, settings: Mapping[str, Any]) -> frozenset[str]:
+        """The options that it takes beside some settings: not those of another inner network."""
+        if not self.inner:
+            return self.options
+        network = settings.get("inner", self.inner[0])
+        of_any = frozenset().union(*(SCORERS[name].options for name in self.inner))
+        return self.options - (of_any - SCORERS[network].options)
 
 
 _COMMON = frozenset({"form", "input_size", "kernel_size", "crop", "mask_input", "logit_scale"})
@@ -94,6 +105,7 @@ SCORERS: dict[str, ScorerSpec] = {
         frozenset(
             (_GROUP_CNN - {"form"}) | _STAGED_CNN | {"inner", "blocks", "dropout", "interpolation"}
         ),
+        ("staged_cnn", "group_cnn", "group_wrn"),
     ),
     "plain_cnn": ScorerSpec(
         "eqadapt.scorers.plain_cnn",

@@ -14,7 +14,7 @@ a C8 network trained on upright images learns instead of the pose.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,19 +23,14 @@ from torch.nn import functional as F
 from eqadapt.errors import UserError
 from eqadapt.groups import CyclicGroup
 from eqadapt.groups.images import rotation_grid
-from eqadapt.scorers import SCORERS
+from eqadapt.scorers import SCORERS, build_scorer
 from eqadapt.scorers.base import Prepare
 from eqadapt.scorers.classwise import ClasswiseScorer
-from eqadapt.scorers.group_cnn import GroupCNN
-from eqadapt.scorers.group_wrn import GroupWideResNet
-from eqadapt.scorers.staged_cnn import StagedCNN
 
-INNER: dict[str, type[GroupCNN] | type[GroupWideResNet] | type[StagedCNN]] = {
-    "group_cnn": GroupCNN,
-    "group_wrn": GroupWideResNet,
-    "staged_cnn": StagedCNN,
-}
-
+if TYPE_CHECKING:
+    from eqadapt.scorers.group_cnn import GroupCNN
+    from eqadapt.scorers.group_wrn import GroupWideResNet
+    from eqadapt.scorers.staged_cnn import StagedCNN
 
 def offsets(copies: int) -> tuple[float, ...]:
     """The angles d_t in degrees, counter-clockwise.
@@ -133,16 +128,19 @@ class PairedCNN(ClasswiseScorer):
                 f"scorer 'paired_cnn' cannot score {group.name}",
                 fix="C4, C8, C12, ...: its network is exact under C4; or scorer 'group_cnn'",
             )
-        if inner not in INNER:
-            raise UserError(f"unknown inner network {inner!r}", fix=f"one of: {', '.join(INNER)}")
-        unknown = sorted(set(options) - SCORERS[inner].options)
+        spec = SCORERS["paired_cnn"]
+        if inner not in spec.inner:
+            known = ", ".join(spec.inner)
+            raise UserError(f"unknown inner network {inner!r}", fix=f"one of: {known}")
+        unknown = sorted(set(options) - spec.options_beside({"inner": inner}))
         if unknown:
-            others = [name for name in INNER if unknown[0] in SCORERS[name].options]
+            others = [name for name in spec.inner if unknown[0] in SCORERS[name].options]
             raise UserError(
                 f"scorer 'paired_cnn' with inner {inner!r} has no option {unknown[0]!r}",
                 fix=f"inner: {' or '.join(others)}, which has it" if others else "leave it out",
             )
-        self.inner = INNER[inner](CyclicGroup(4), in_channels, **options)
+        network = build_scorer(inner, CyclicGroup(4), in_channels, **options)
+        self.inner = cast("GroupCNN | GroupWideResNet | StagedCNN", network)
         copies = group.order // 4
         self.prepare = TurnedCopies(
             self.inner.prepare,  # type: ignore[arg-type]
