@@ -61,7 +61,7 @@ def escnn_version() -> str:
             "escnn is not installed; group-equivariant scorers need it",
             # Its py3nj, which is not needed here, would be built, and wants a Fortran compiler.
             fix="uv pip install '.[escnn]' in a checkout, or pip install 'numpy<2' joblib pymanopt "
-            "autograd lie-learn==0.0.2 and pip install --no-deps escnn==1.0.11 (its lie-learn needs "
+            "autograd lie-learn==0.0.2 and pip install --no-deps escnn==1.0.11 (lie-learn needs "
             "Python 3.11 or 3.12); or staged_cnn, and paired_cnn as it is, which do without",
         ) from error
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from eqadapt.scorers.group_wrn import GroupWideResNet
     from eqadapt.scorers.staged_cnn import StagedCNN
 
+
 def offsets(copies: int) -> tuple[float, ...]:
     """The angles d_t in degrees, counter-clockwise.
 
